@@ -1,0 +1,23 @@
+"""The pipeline, for `luigi --module pipeline SamplePoints`.
+
+    SamplePoints ── MergeTable ── SampleChunkGroup(0) ── DecodePoints(0) ── FetchChunks(0) ── PlanChunkGroups
+                        │                                                                        │
+                        ├──────── SampleChunkGroup(1) ── DecodePoints(1) ── FetchChunks(1) ──────┤
+                        └──────── …                                                              │
+                                                              points table, volume's info ───────┘
+
+`PlanChunkGroups` decides how many groups there are, so they appear once there is a plan.
+"""
+
+from pipeline.console import set_up_logging
+from pipeline.sample_points import SamplePoints
+from pipeline.settings import apply_defaults
+from tasks.decode import DecodePoints
+from tasks.fetch import FetchChunks
+from tasks.merge import MergeTable, SampleChunkGroup
+from tasks.plan import PlanChunkGroups
+
+apply_defaults()
+set_up_logging()
+
+__all__ = ["DecodePoints", "FetchChunks", "MergeTable", "PlanChunkGroups", "SampleChunkGroup", "SamplePoints"]

@@ -1,0 +1,39 @@
+"""What the person at the terminal sees: our lines, and Luigi's only when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from voxelprobe.errors import VoxelProbeError
+
+
+class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to the present stderr, after taking a progress bar away."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
+        super().emit(record)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    """Say an error of ours in its own words, without the way through Luigi that it took."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, VoxelProbeError):
+        record.msg, record.args = "%s", (error,)
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def set_up_logging() -> None:
+    """Show the lines of the engine, and Luigi's warnings with our errors said plainly."""
+    logger = logging.getLogger("voxelprobe")
+    if not logger.handlers:
+        handler = _ConsoleHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    logging.getLogger("luigi-interface").addFilter(_shorten)

@@ -1,0 +1,1 @@
+"""The stages of a run as Luigi tasks: thin, the work is in `voxelprobe`."""

@@ -1,0 +1,74 @@
+"""The merge stage as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.base import GroupTask, OutputTask, RunTask
+from tasks.decode import DecodePoints
+from tasks.plan import PlanChunkGroups
+from voxelprobe.errors import VoxelProbeError
+
+
+class SampleChunkGroup(GroupTask):
+    """Fetch and decode one chunk group: what one job of a job array runs.
+
+    Resolving a graphene volume's roots belongs here too, after the labels.
+    """
+
+    def requires(self) -> DecodePoints:
+        """Need the group's labels."""
+        return self.clone(DecodePoints)
+
+    def is_done(self) -> bool:
+        """Return whether the group has labels."""
+        return bool(self.requires().is_done())
+
+    def work(self) -> None:
+        """Do nothing: what it requires is all there is to do."""
+
+
+class MergeTable(OutputTask):
+    """Put the labels back beside the user's rows."""
+
+    def requires(self) -> list[RunTask]:
+        """Need the plan, or once there is one every group of it; nothing if the output can't be, which `run` says."""
+        try:
+            self.engine_run.output(self.output)
+        except VoxelProbeError:
+            return []
+        plan = self.clone(PlanChunkGroups)
+        return self._groups() if plan.complete() else [plan]
+
+    def deps(self) -> list[RunTask]:
+        """Need just the plan, as far as Luigi's worker goes.
+
+        It asks again at the moment of running, when `requires` has grown by the groups, which `run`
+        yields anyway. `requires` is what `luigi-deps-tree` draws.
+        """
+        return [self.clone(PlanChunkGroups)] if self.requires() else []
+
+    def is_done(self) -> bool:
+        """Return whether the table is there in full, corrupt chunks having been tried in this execution."""
+        from voxelprobe.run.groups import is_due
+        from voxelprobe.run.merge import read_merged
+
+        manifest = read_merged(self.engine_run, self.output)
+        return manifest is not None and not is_due(manifest, self.execution)
+
+    def work(self) -> Iterator[Any]:
+        """Have all groups done, then merge."""
+        from voxelprobe.run.merge import check_result_columns, merge_run
+
+        self.engine_run.output(self.output)
+        check_result_columns(self.engine_run, self.output)
+        yield self._groups()
+        merge_run(self.engine_run, self.output, board=self.board(), execution=self.execution)
+
+    def _groups(self) -> list[RunTask]:
+        from voxelprobe.run.plan import read_plan
+
+        plan = read_plan(self.engine_run)
+        count = plan.facts["groups"] if plan is not None else 0
+        return [self.clone(SampleChunkGroup, group=group) for group in range(count)]

@@ -1,0 +1,1 @@
+"""The chunk cache: stripped chunks in one SQLite file a region, shared by the runs of a machine."""

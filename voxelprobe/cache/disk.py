@@ -1,0 +1,124 @@
+"""The cache on disk: a folder a scale, a file a region, a budget for all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from voxelprobe.cache.region_file import DamagedRegionError, RegionFile
+from voxelprobe.errors import TransportError
+
+# Part of the folder's name. Raise it when regions are cut or rows are written in another way.
+LAYOUT = 1
+# How much may be written before the folder is measured again, as a share of the budget.
+_MEASURE_SHARE = 0.02
+
+logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class DiskCache:
+    """A folder of region files that all scales of all volumes share, and its budget of bytes."""
+
+    def __init__(self, root: Path, *, budget_bytes: int) -> None:
+        self._root = root
+        self._budget_bytes = budget_bytes
+        self._written_bytes = 0
+
+    def of_scale(self, volume_url: str, fingerprint: str) -> ScaleCache:
+        """Return the part of one scale of one volume.
+
+        The name holds the volume's place and all that decides how its chunks are read, so that two
+        scales, or a volume and its remade successor, never share a file.
+        """
+        import hashlib
+
+        digest = hashlib.blake2b(f"{LAYOUT} {volume_url} {fingerprint}".encode(), digest_size=8).hexdigest()
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", volume_url.rsplit("/", 1)[-1])[:40]
+        folder = self._root / f"{slug}-{digest}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TransportError(f"chunk cache {folder}: {error.strerror or error}") from error
+        return ScaleCache(folder, self._note_written)
+
+    def evict(self) -> int:
+        """Delete the least recently used region files until the budget holds; return the bytes freed."""
+        sizes: dict[Path, int] = {}
+        for entry in self._root.glob("*/r*.sqlite*"):
+            try:
+                sizes[entry.with_suffix(".sqlite")] = sizes.get(entry.with_suffix(".sqlite"), 0) + entry.stat().st_size
+            except OSError:
+                continue  # another process was faster
+        excess = sum(sizes.values()) - self._budget_bytes
+        freed = 0
+        for path in sorted(sizes, key=_last_use):
+            if freed >= excess:
+                break
+            if RegionFile(path).remove():
+                freed += sizes[path]
+        if freed > 0:
+            logger.debug("evicted %d bytes from the chunk cache", freed)
+        return freed
+
+    def _note_written(self, count: int) -> None:
+        self._written_bytes += count
+        if self._written_bytes > self._budget_bytes * _MEASURE_SHARE:
+            self._written_bytes = 0
+            self.evict()
+
+
+class ScaleCache:
+    """The cached chunks of one scale."""
+
+    def __init__(self, folder: Path, note_written: Callable[[int], None]) -> None:
+        self._folder = folder
+        self._note_written = note_written
+
+    def known(self, region: int, chunks: Sequence[int]) -> set[int]:
+        """Return which of `chunks` are here, those known as absent included."""
+        return self._guarded(region, lambda file: file.known(chunks)) or set()
+
+    def read(self, region: int, chunks: Sequence[int]) -> dict[int, bytes]:
+        """Return the payloads of those of `chunks` that are here."""
+        return self._guarded(region, lambda file: file.read(chunks)) or {}
+
+    def write(self, region: int, payloads: Mapping[int, bytes]) -> None:
+        """Keep payloads; when this returns they survive the process."""
+        written = self._guarded(region, lambda file: file.write(payloads))
+        if written is None:
+            written = self._file(region).write(payloads)
+        self._note_written(written)
+
+    def discard(self, region: int, chunks: Iterable[int]) -> None:
+        """Forget chunks, so that they will be fetched again."""
+        self._guarded(region, lambda file: file.discard(chunks))
+
+    def _file(self, region: int) -> RegionFile:
+        return RegionFile(self._folder / f"r{region:08d}.sqlite")
+
+    def _guarded(self, region: int, work: Callable[[RegionFile], _Result]) -> _Result | None:
+        """Do `work` on a region's file; a damaged file is deleted, and fetched anew by who needs it."""
+        file = self._file(region)
+        try:
+            return work(file)
+        except DamagedRegionError as error:
+            logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
+                           self._folder, region, error)
+            file.remove()
+            return None
+        except OSError as error:
+            if isinstance(error, TransportError):
+                raise
+            raise TransportError(f"chunk cache {self._folder}: {error.strerror or error}") from error
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return os.stat(path.with_suffix(".lock")).st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,126 @@
+"""Work in a process of its own, where a crash costs one item; and children that end with their parent."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxelprobe.errors import CorruptDataError
+
+STALL_SECONDS = 120.0
+"""How long one item may take before its process is taken for hung."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel end this process when its parent ends, however that ends. Linux; elsewhere nothing."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before we asked
+            os.kill(os.getpid(), signal_number)
+
+
+def shared_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return a zeroed array whose memory is shared with processes forked after this."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.dtype(dtype), int(np.prod(shape))).reshape(shape)
+
+
+def run_isolated(
+    work: Callable[[int], None], count: int, *, what: str, stall_seconds: float = STALL_SECONDS
+) -> dict[int, str]:
+    """Call `work(0)`, …, `work(count - 1)` in a forked process and return what was wrong, by item.
+
+    `work` leaves its results in shared arrays. An item that raises `CorruptDataError`, ends the
+    process or hangs is reported, and the items after it are done by another process.
+
+    Parameters
+    ----------
+    what
+        Who works, for messages: `the crackle decoder`.
+    """
+    wrong: dict[int, str] = {}
+    cursor = shared_array((1,), np.int64)
+    start = 0
+    while start < count:
+        receive, send = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(receive)
+            _work_until_done(work, start, count, cursor, send)
+        os.close(send)
+        try:
+            status = _watch(child, receive, cursor, stall_seconds, wrong)
+        finally:
+            os.close(receive)
+        if status == 0:
+            break
+        item = int(cursor[0])
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            reason = "was killed or made no progress" if code == -signal.SIGKILL else f"crashed ({signal.Signals(-code).name})"
+        else:
+            reason = f"ended the process with status {code}"
+        wrong[item] = f"{what} {reason} on it"
+        start = item + 1
+    return wrong
+
+
+def _work_until_done(
+    work: Callable[[int], None], start: int, count: int, cursor: npt.NDArray[Any], send: int
+) -> None:
+    """Do the items in this forked process, and leave it."""
+    try:
+        die_with_parent()
+        for item in range(start, count):
+            cursor[0] = item
+            try:
+                work(item)
+            except CorruptDataError as error:
+                os.write(send, json.dumps([item, str(error)]).encode() + b"\n")
+        os._exit(0)
+    except BaseException as error:
+        # Anything else is the parent's to raise.
+        os.write(send, json.dumps([-1, pickle.dumps(error).hex()]).encode() + b"\n")
+        os._exit(0)
+
+
+def _watch(
+    child: int, receive: int, cursor: npt.NDArray[Any], stall_seconds: float, wrong: dict[int, str]
+) -> int:
+    """Read a child's complaints until it ends, end it if it hangs; return its wait status."""
+    received = b""
+    seen, since = int(cursor[0]), time.monotonic()
+    while True:
+        ready, _, _ = select.select([receive], [], [], min(stall_seconds, 1.0))
+        if ready:
+            piece = os.read(receive, 65536)
+            if not piece:
+                break
+            received += piece
+        if int(cursor[0]) != seen:
+            seen, since = int(cursor[0]), time.monotonic()
+        elif time.monotonic() - since > stall_seconds:
+            os.kill(child, signal.SIGKILL)
+            break
+    _, status = os.waitpid(child, 0)
+    for line in received.splitlines():
+        item, message = json.loads(line)
+        if item < 0:
+            raise pickle.loads(bytes.fromhex(message))  # noqa: S301 (from our own child, over a pipe)
+        wrong[item] = message
+    return status

@@ -1,0 +1,1 @@
+"""A run: the engine's stages over files, each resumable by its marker. Knows nothing of Luigi."""

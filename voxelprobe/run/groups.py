@@ -1,0 +1,138 @@
+"""The fetch and decode stages of one chunk group."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from voxelprobe.cache.protocol import ChunkCache
+from voxelprobe.decoding import DecodedPoints, decode_points
+from voxelprobe.errors import StaleRunError
+from voxelprobe.fetching import fetch_chunks
+from voxelprobe.planning import ChunkJobs
+from voxelprobe.records import POINT, STATUS, Status, label_columns, read_columns, write_columns
+from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
+from voxelprobe.run.plan import read_jobs
+from voxelprobe.run.progress import ProgressBoard, format_bytes
+from voxelprobe.run.spec import Run
+
+logger = logging.getLogger(__name__)
+
+
+def read_fetched(run: Run, group: int) -> Manifest | None:
+    """Return the marker of a group's fetch, or None."""
+    return read_manifest(run.folder, f"fetch/group-{group:03d}.json", run.key)
+
+
+def read_decoded(run: Run, group: int) -> Manifest | None:
+    """Return the marker of a group's labels, or None."""
+    return read_manifest(run.folder, f"labels/group-{group:03d}.json", run.key)
+
+
+def read_labels(run: Run, group: int) -> tuple[Any, Any, Any]:
+    """Return a decoded group's points (n,), labels (n, channels) and status (n,)."""
+    scale = run.volume.scale
+    names = label_columns(None, scale.num_channels)
+    points, status, *labels = read_columns(
+        run.folder.local_copy(f"labels/group-{group:03d}.parquet"), POINT, STATUS, *names
+    )
+    if any(column.dtype != scale.dtype for column in labels):
+        raise StaleRunError(f"labels of group {group}: expected {scale.dtype}, found {labels[0].dtype}")
+    return points, np.stack(labels, axis=1), status
+
+
+def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board: ProgressBoard) -> None:
+    """Bring a group's chunks into the cache and leave its marker."""
+    with run.lock(f"fetch-{group:03d}"):
+        if read_fetched(run, group) is not None:
+            return
+        started = time.monotonic()
+        jobs = read_jobs(run, group)
+        board.expect("fetch", group, len(jobs.chunks))
+        report = fetch_chunks(
+            run.volume, jobs, cache, threads=threads, missing_is_error=run.missing_is_error,
+            progress=lambda chunks, received: board.add("fetch", group, chunks, received),
+        )
+        seconds = time.monotonic() - started
+        facts = {name: getattr(report, name)
+                 for name in ("chunks", "cached", "fetched", "absent", "requests", "bytes", "retries")}
+        corrupt = {run.volume.chunk_label(chunk): message for chunk, message in report.corrupt.items()}
+        write_manifest(run.folder, f"fetch/group-{group:03d}.json", run.key, [],
+                       facts | {"corrupt": corrupt, "seconds": round(seconds, 3)})
+        logger.info(
+            "group %d: fetched %s of %s chunks, %s in %s requests, %s missing, %.1f s", group,
+            f"{report.fetched:,}", f"{report.chunks:,}", format_bytes(report.bytes), f"{report.requests:,}",
+            f"{report.absent:,}", seconds,
+        )
+
+
+def decode_group(
+    run: Run, group: int, cache: ChunkCache, *, threads: int, board: ProgressBoard, execution: str
+) -> None:
+    """Read a group's labels and leave them with their marker.
+
+    A group that has labels already but for corrupt chunks has just those done again.
+
+    Parameters
+    ----------
+    execution
+        Noted in the marker: corrupt chunks are tried once an execution.
+    """
+    with run.lock(f"decode-{group:03d}"):
+        before = read_decoded(run, group)
+        if before is not None and not is_due(before, execution):
+            return
+        started = time.monotonic()
+        run.folder.sweep(f"labels/group-{group:03d}.*")
+        jobs = read_jobs(run, group)
+        todo = jobs
+        if before is not None:
+            todo, of_points = jobs.select(np.isin(jobs.chunks, before.facts["corrupt_chunks"]))
+        board.expect("decode", group, len(todo.chunks))
+        decoded = decode_points(
+            run.volume, todo, cache, threads=threads, missing_is_error=run.missing_is_error,
+            progress=lambda chunks, received: board.add("decode", group, chunks, received),
+        )
+        labels, status = decoded.labels, decoded.status
+        if before is not None:
+            _, labels, status = (array.copy() for array in read_labels(run, group))
+            labels[of_points], status[of_points] = decoded.labels, decoded.status
+        _write_labels(run, group, jobs, labels, status, decoded, execution, time.monotonic() - started)
+        for chunk, message in decoded.corrupt.items():
+            logger.error("%s: %s", run.volume.chunk_label(chunk), message)
+        logger.info("group %d: decoded %s points in %s chunks, %.1f s", group,
+                    f"{len(todo.points):,}", f"{len(todo.chunks):,}", time.monotonic() - started)
+
+
+def is_due(manifest: Manifest, execution: str) -> bool:
+    """Return whether a stage with corrupt chunks is to be tried again: once an execution."""
+    return bool(manifest.facts.get("corrupt")) and manifest.facts.get("execution") != execution
+
+
+def _write_labels(
+    run: Run, group: int, jobs: ChunkJobs, labels: Any, status: Any, decoded: DecodedPoints,
+    execution: str, seconds: float,
+) -> None:
+    names = label_columns(None, run.volume.scale.num_channels)
+    file = f"labels/group-{group:03d}.parquet"
+    columns = {name: labels[:, channel] for channel, name in enumerate(names)}
+    with run.folder.new_file(file) as path:
+        write_columns(path, {POINT: jobs.points, STATUS: status} | columns)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    counts = np.bincount(status, minlength=len(Status))
+    facts = {
+        "points": len(jobs.points),
+        "chunks": len(jobs.chunks),
+        "status": {state.label: int(counts[state]) for state in Status if counts[state]},
+        "fetched_again": decoded.fetched,
+        "corrupt": {run.volume.chunk_label(chunk): message for chunk, message in decoded.corrupt.items()},
+        "corrupt_chunks": sorted(decoded.corrupt),
+        "digest": digest,
+        "execution": execution,
+        "seconds": round(seconds, 3),
+    }
+    write_manifest(run.folder, f"labels/group-{group:03d}.json", run.key, [file], facts)

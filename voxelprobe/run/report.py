@@ -1,0 +1,60 @@
+"""What a run came to, as a file and as the lines that close it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from voxelprobe.run.groups import read_decoded, read_fetched
+from voxelprobe.run.manifests import Manifest
+from voxelprobe.run.progress import format_bytes, format_seconds
+from voxelprobe.run.spec import Run
+
+REPORT = "report.json"
+
+
+def write_report(run: Run, plan: Manifest, merged: Mapping[str, Any]) -> None:
+    """Write `report.json`: provenance, counts, traffic and the seconds of each stage, summed over groups."""
+    groups = range(int(plan.facts["groups"]))
+    fetched = [manifest.facts for group in groups if (manifest := read_fetched(run, group)) is not None]
+    decoded = [manifest.facts for group in groups if (manifest := read_decoded(run, group)) is not None]
+    names = ("chunks", "cached", "fetched", "absent", "requests", "bytes", "retries")
+    report = {
+        "provenance": run.provenance,
+        "result": {name: merged[name] for name in ("output", "points", "rows", "labels", "background", "status",
+                                                   "corrupt")},
+        "groups": len(groups),
+        "fetch": {name: sum(facts[name] for facts in fetched) for name in names},
+        "seconds": {
+            "plan": plan.facts["seconds"],
+            "fetch": round(sum(facts["seconds"] for facts in fetched), 3),
+            "decode": round(sum(facts["seconds"] for facts in decoded), 3),
+            "merge": merged["seconds"],
+        },
+    }
+    run.folder.write_bytes(REPORT, json.dumps(report, indent=1).encode() + b"\n")
+
+
+def format_report(run: Run) -> str:
+    """Return the closing summary of a finished run, or "" if it has no report."""
+    content = run.folder.read_bytes(REPORT)
+    if content is None:
+        return ""
+    report = json.loads(content)
+    result, fetch, seconds = report["result"], report["fetch"], report["seconds"]
+    status = ", ".join(f"{count:,} {name}" for name, count in result["status"].items()) or "none"
+    read = result["status"].get("ok", 0)
+    background = f" ({result['background'] / read:.1%} background)" if read else ""
+    lines = [
+        f"result   {result['output']}",
+        f"points   {result['points']:,}: {status}",
+        f"labels   {result['labels']:,} different{background}",
+        f"chunks   {fetch['chunks']:,} in {report['groups']} groups: {fetch['cached']:,} from the cache, "
+        f"{fetch['fetched']:,} fetched, {fetch['absent']:,} missing",
+        f"traffic  {fetch['requests']:,} requests, {format_bytes(fetch['bytes'])}, {fetch['retries']:,} repeated",
+        "seconds  " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
+        + f" (all workers: {format_seconds(sum(seconds.values()))})",
+    ]
+    lines += [f"corrupt  {chunk}: {message}" for chunk, message in sorted(result["corrupt"].items())]
+    return "\n".join(lines)

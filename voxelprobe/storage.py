@@ -1,0 +1,134 @@
+"""Folders of files that a run leaves, on a local disk or in a bucket: written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from voxelprobe.errors import InputError, TransportError
+from voxelprobe.transport.cloud import open_cloud_files, translate_error
+from voxelprobe.transport.sources import open_source
+from voxelprobe.volume.url import Location
+
+
+class Folder:
+    """A folder of outputs.
+
+    A file appears under its name only when it is complete: locally it is flushed and renamed, on a
+    bucket it is one PUT. `scratch` is a local folder for what is under way or downloaded; for a
+    local folder it is the folder itself, so that the rename stays on one file system.
+    """
+
+    def __init__(self, location: Location, scratch: Path | None = None) -> None:
+        self.location = location
+        if location.path is None and scratch is None:
+            raise ValueError("a folder on a bucket needs a scratch folder")
+        self.local = scratch if location.path is None else location.path
+        assert self.local is not None
+
+    def path(self, name: str) -> Path:
+        """Return where a file is on the local disk, or would be."""
+        assert self.local is not None
+        return self.local / name
+
+    def child_url(self, name: str) -> str:
+        """Return where a file is, as the user would name it."""
+        return str(self.path(name)) if self.location.path is not None else f"{self.location.url}/{name}"
+
+    @contextlib.contextmanager
+    def new_file(self, name: str) -> Iterator[Path]:
+        """Give a temporary local path to write to, and publish it as `name` if the block succeeds.
+
+        Raises
+        ------
+        TransportError
+            If the disk is full or the store refuses; the temporary file is gone then.
+        """
+        target = self.path(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix stays last: it tells writers the format.
+            temporary = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
+            try:
+                yield temporary
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                if self.location.path is None:
+                    self._upload(name, temporary.read_bytes())
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if isinstance(error, TransportError):
+                raise
+            raise TransportError(f"{self.location.url}/{name}: can't be written: {error.strerror or error}") from error
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file whole."""
+        with self.new_file(name) as path:
+            path.write_bytes(content)
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Return a file's content, or None if there is none."""
+        if self.location.path is None:
+            with contextlib.closing(open_source(self.location, threads=1)) as source:
+                answer = source.fetch(name)
+                return None if answer is None else answer.content
+        try:
+            return self.path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise TransportError(f"{self.path(name)}: {error.strerror or error}") from error
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, or None if there is none."""
+        if self.location.path is None:
+            url = f"{self.location.url}/{name}"
+            try:
+                head = open_cloud_files(self.location.url).head(name)
+            except Exception as error:
+                raise translate_error(error, url) from error
+            return None if head is None else int(head["Content-Length"])
+        try:
+            return self.path(name).stat().st_size
+        except OSError:
+            return None
+
+    def local_copy(self, name: str) -> Path:
+        """Return a local path with a file's content: the file itself, or a download of it.
+
+        Raises
+        ------
+        InputError
+            If there is no such file.
+        """
+        path = self.path(name)
+        if self.location.path is not None:
+            if not path.exists():
+                raise InputError(f"no file or folder at {path}")
+            return path
+        if not path.exists() or path.stat().st_size != self.size(name):
+            content = self.read_bytes(name)
+            if content is None:
+                raise InputError(f"no file at {self.location.url}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        return path
+
+    def sweep(self, pattern: str) -> None:
+        """Delete what killed processes left half-written of files like `pattern`. Only for who holds their lock."""
+        target = self.path(pattern)
+        for leftover in target.parent.glob(f".tmp-*-{target.name}"):
+            leftover.unlink(missing_ok=True)
+
+    def _upload(self, name: str, content: bytes) -> None:
+        try:
+            open_cloud_files(self.location.url).put(name, content, cache_control="no-cache")
+        except Exception as error:
+            raise translate_error(error, f"{self.location.url}/{name}") from error

@@ -1,0 +1,50 @@
+"""Objects on a local disk, as cloud-files lays them: `NAME`, or `NAME.gz` and the like when compressed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from voxelprobe.errors import AuthorizationError, TransportError
+from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.wrappers import LOCAL_SUFFIXES
+
+
+class LocalSource:
+    """A local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"file://{folder}"
+        self._folder = folder
+        # Most volumes use one suffix throughout: the one that served last is tried first.
+        self._suffixes = LOCAL_SUFFIXES
+
+    def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
+        """Return a file's bytes, or a range of them; None if there is neither `path` nor a suffixed one."""
+        base = os.path.join(self._folder, path)
+        for suffix, encoding in self._suffixes:
+            try:
+                content = _read(base + suffix, start, end)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except PermissionError as error:
+                raise AuthorizationError(f"{base}{suffix}: no permission to read") from error
+            except IsADirectoryError as error:
+                raise TransportError(f"{base}{suffix}: expected a file, found a folder") from error
+            except OSError as error:
+                raise RetryableError(f"{base}{suffix}: {error.strerror or error}") from error
+            if self._suffixes[0][0] != suffix:
+                self._suffixes = tuple(sorted(LOCAL_SUFFIXES, key=lambda entry: entry[0] != suffix))
+            return StoredObject(content, encoding)
+        return None
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+def _read(name: str, start: int | None, end: int | None) -> bytes:
+    with open(name, "rb", buffering=0) as file:
+        if start is None and end is None:
+            return file.read()
+        file.seek(start or 0)
+        return file.read() if end is None else file.read(max(end - (start or 0), 0))
