@@ -13,10 +13,10 @@ from voxelprobe.errors import CorruptDataError
 from voxelprobe.opening import Volume
 from voxelprobe.sharding.index import parse_minishard_index, parse_shard_index, shard_index_bytes
 from voxelprobe.sharding.locate import locate_chunks, shard_file_name
+from voxelprobe.sharding.spec import Sharding
 from voxelprobe.transport.ranges import Span, coalesce_ranges
 from voxelprobe.transport.sources import RetryingSource
 from voxelprobe.transport.wrappers import strip_compression
-from voxelprobe.volume.info import Sharding
 
 # A request costs about as much as these bytes (1 ms of CPU, or a share of a connection).
 MAX_GAP_BYTES = 32 << 10

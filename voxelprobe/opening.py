@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from voxelprobe.codecs import load_reader
 from voxelprobe.codecs.protocol import PointReader
 from voxelprobe.errors import CorruptDataError, InputError
+from voxelprobe.locations import Location
 from voxelprobe.transport.sources import RetryingSource, open_source
 from voxelprobe.volume.grid import ChunkGrid, Regions
 from voxelprobe.volume.info import Scale, VolumeInfo, parse_info
-from voxelprobe.volume.url import Location, parse_cloudpath
+from voxelprobe.volume.url import parse_cloudpath
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import mmap
 import os
 import pickle
@@ -12,12 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from voxelprobe.errors import CorruptDataError
+
+if TYPE_CHECKING:
+    # Tasks import this module to end with their parent; the engine's packages are loaded when they run.
+    import numpy.typing as npt
 
 STALL_SECONDS = 120.0
 """How long one item may take before its process is taken for hung."""
@@ -36,8 +38,11 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
 
 def shared_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Return a zeroed array whose memory is shared with processes forked after this."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.dtype(dtype), int(np.prod(shape))).reshape(shape)
+    import numpy as np
+
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1))
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 def run_isolated(
@@ -54,7 +59,7 @@ def run_isolated(
         Who works, for messages: `the crackle decoder`.
     """
     wrong: dict[int, str] = {}
-    cursor = shared_array((1,), np.int64)
+    cursor = shared_array((1,), "int64")
     start = 0
     while start < count:
         receive, send = os.pipe()
@@ -70,12 +75,7 @@ def run_isolated(
         if status == 0:
             break
         item = int(cursor[0])
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0:
-            reason = "was killed or made no progress" if code == -signal.SIGKILL else f"crashed ({signal.Signals(-code).name})"
-        else:
-            reason = f"ended the process with status {code}"
-        wrong[item] = f"{what} {reason} on it"
+        wrong[item] = f"{what} {_describe_end(os.waitstatus_to_exitcode(status))} on it"
         start = item + 1
     return wrong
 
@@ -97,6 +97,12 @@ def _work_until_done(
         # Anything else is the parent's to raise.
         os.write(send, json.dumps([-1, pickle.dumps(error).hex()]).encode() + b"\n")
         os._exit(0)
+
+
+def _describe_end(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed or made no progress"
+    return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended the process with status {code}"
 
 
 def _watch(

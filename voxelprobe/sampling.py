@@ -117,9 +117,7 @@ def sample_points(
     if corrupt and not return_status:
         chunk, message = min(corrupt.items())
         raise CorruptDataError(f"{source.chunk_label(chunk)}: {message} ({len(corrupt)} corrupt chunks)")
-    result = np.ma.MaskedArray(
-        labels, mask=np.repeat((status != Status.OK)[:, None], labels.shape[1], axis=1)  # type: ignore[no-untyped-call]
-    )
+    result = np.ma.MaskedArray(labels, mask=np.repeat((status != Status.OK)[:, None], labels.shape[1], axis=1))
     if source.scale.num_channels == 1:
         result = result[:, 0]
     return (result, np.array(STATUS_LABELS)[status]) if return_status else result

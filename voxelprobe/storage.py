@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from voxelprobe.errors import InputError, TransportError
+from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import open_cloud_files, translate_error
 from voxelprobe.transport.sources import open_source
-from voxelprobe.volume.url import Location
 
 
 class Folder:

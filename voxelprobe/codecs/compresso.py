@@ -31,7 +31,8 @@ PACKAGE: str | None = "compresso"
 ISOLATED = True
 
 _HEADER = struct.Struct("<4sBBHHHBBBQIQB")
-_SLICE_ABOVE, _SLICE_BELOW, _ESCAPE, _FIRST_LABEL = 4, 5, 6, 7
+# Of locations: below the escape they are directions, from the first label on labels.
+_ESCAPE, _FIRST_LABEL = 6, 7
 # Numbers past the last component's: were there more components than labels, the largest number would tell.
 _SPARE_NUMBERS = 1024
 # More slices at once take no less time a slice and more memory: FIGURE.
@@ -117,24 +118,25 @@ def _decode_numbers(
     is_escape = locations == _ESCAPE
     is_escaped = np.concatenate(([False], is_escape))[:-1]
     largest_direct = np.iinfo(labels.dtype).max - _FIRST_LABEL
-    found, expected = len(locations) - int(is_escape.sum()), int(is_open.sum())
+    undecided = np.flatnonzero(is_open)
+    found, expected = len(locations) - int(is_escape.sum()), len(undecided)
     if found != expected or is_escape[-1:].any() or (locations[is_escaped] <= largest_direct).any():
         raise CorruptDataError(f"compresso: {expected} boundary voxels need a location, found {found} in "
                                f"{len(locations)} values")
-    if stream.label_ends is not None and ((locations == _SLICE_ABOVE) | (locations == _SLICE_BELOW)).any():
-        raise CorruptDataError("compresso: a location refers to another slice, in a format of independent slices")
     # Numbers begin at 1: first those of the labels among the locations, then those of the components.
     is_label = locations >= _FIRST_LABEL
     stored = np.where(is_escaped, locations, locations - labels.dtype.type(_FIRST_LABEL))[is_label]
     table = np.concatenate((np.zeros(1, labels.dtype), stored, labels))
     codes = locations.astype("<u4")
     codes[is_label] = np.arange(len(stored)) + (1 + _FIRST_LABEL)
+    codes = codes[~is_escape]
+    _check_directions(codes, undecided, is_boundary.shape, may_leave_slice=stream.label_ends is None)
     small = b"".join((
         _HEADER.pack(b"cpso", 0, 4, *stream.size[:2], len(is_boundary), *stream.step, len(labels) + _SPARE_NUMBERS,
                      len(stream.window_values), found, stream.connectivity),
         np.arange(1 + len(stored), len(table) + _SPARE_NUMBERS, dtype="<u4").tobytes(),
         stream.window_values.tobytes(),
-        codes[~is_escape].tobytes(),
+        codes.tobytes(),
         (windows << 1).astype(stream.window_values.dtype).tobytes(),
     ))
     try:
@@ -146,6 +148,22 @@ def _decode_numbers(
         raise CorruptDataError(f"compresso: {max(largest - len(stored), 0)} connected components, expected the "
                                f"{len(labels)} that there are labels for")
     return table, numbers
+
+
+def _check_directions(
+    codes: np.ndarray[Any, Any], undecided: Int64, shape: tuple[int, ...], *, may_leave_slice: bool
+) -> None:
+    """Make sure that no location refers to a voxel outside the chunk: shape (z, y, x), `undecided` places therein."""
+    depth, sy, sx = shape
+    which = np.flatnonzero(codes < _ESCAPE)
+    slices, inside = np.divmod(undecided[which], sy * sx)
+    y, x = np.divmod(inside, sx)
+    if not may_leave_slice:
+        depth, slices = 1, np.zeros_like(slices)
+    # Left, right, up, down, the slice above, the slice below.
+    is_there = np.stack((x > 0, x < sx - 1, y > 0, y < sy - 1, slices > 0, slices < depth - 1))
+    if not is_there[codes[which], np.arange(len(which))].all():
+        raise CorruptDataError("compresso: a location refers to a voxel that is not in the chunk or not in its slice")
 
 
 def _unpack_windows(stream: _Stream, windows: Int64) -> Bool:

@@ -18,14 +18,14 @@ writers have it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from math import prod
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
-from crackle import codec, operations
+from crackle import codec
 
 from voxelprobe.arrays import Int64, Labels, Voxels
 from voxelprobe.codecs.protocol import ChunkLayout
@@ -34,6 +34,7 @@ from voxelprobe.errors import CorruptDataError, UnsupportedError
 PACKAGE: str | None = "crackle-codec"
 ISOLATED = True
 
+_Components: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"
 _FLAT, _CONDENSED_PINS = 0, 2
 _FORTRAN_ORDER = 1 << 7
 _CRACK_FORMAT = 1 << 4
@@ -59,6 +60,19 @@ class _Stream:
     labels: bytes
     model: bytes
     codes: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class _Pins:
+    """Columns of voxels of one label: the first voxel, and how many slices more; and components of a label."""
+
+    key: Int64
+    begin: Int64
+    depth: Int64
+    single_key: Int64
+    single: Int64
+    background: int
+    num_components: int
 
 
 def read_points(payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
@@ -93,28 +107,27 @@ def _read_slices(payload: bytes, stream: _Stream, layout: ChunkLayout, voxels: V
                 raise CorruptDataError(f"crackle: slice {z} has more components than the {num_components[z]} expected")
         elif google_crc32c.value(slice_components) != sums[z]:
             raise CorruptDataError(f"crackle: the checksum of slice {z} doesn't match its components")
-    if stream.label_format == _CONDENSED_PINS:
-        # Pins take the whole section, which the package decodes; all bytes that it uses have been compared by now.
-        found: Labels = _call_package(operations.scattered_points, payload, voxels.astype(np.uint32))
-    else:
-        component = components[(np.cumsum(is_needed) - 1)[voxels[:, 2]], voxels[:, 0] + sx * voxels[:, 1]]
-        found = labels[keys[first_component[voxels[:, 2]] + component]]
+    if isinstance(keys, _Pins):
+        keys = _place_pins(keys, layout.shape, first_component, slices, components)
+    component = components[(np.cumsum(is_needed) - 1)[voxels[:, 2]], voxels[:, 0] + sx * voxels[:, 1]]
+    found: Labels = labels[keys[first_component[voxels[:, 2]] + component]]
     return found.astype(layout.dtype).reshape(-1, 1)
 
 
 def _decode_components(
     payload: bytes, stream: _Stream, shape: tuple[int, int, int], slices: Int64, num_components: Int64
-) -> np.ndarray[tuple[int, int], np.dtype[np.uint32]]:
+) -> _Components:
     """Return each voxel's component within its slice: shape (slices, x and y), as the checksums have it.
 
-    It is decoded from a stream of format 0 of just these slices, in which component i of a slice has the label i.
+    It is decoded from a stream of format 0 of just these slices, in which component i of a slice has the label i + 1: 0
+    is left to the slices that the package gave up.
     """
     sx, sy, _ = shape
     most = int(num_components.max())
     key_dtype = _fitting_dtype(most)
     labels = b"".join((
         most.to_bytes(8, "little"),
-        np.arange(most, dtype="<u4").tobytes(),
+        np.arange(1, most + 1, dtype="<u4").tobytes(),
         num_components.astype(_fitting_dtype(sx * sy)).tobytes(),
         np.concatenate([np.arange(n, dtype=key_dtype) for n in num_components.tolist()]).tobytes(),
     ))
@@ -128,8 +141,14 @@ def _decode_components(
         stream.model,
         *(payload[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)),
     ))
-    decoded = _call_package(codec.decompress, small)
+    try:
+        decoded = codec.decompress(small, parallel=1)
+    except (codec.FormatError, RuntimeError, ValueError, IndexError, MemoryError) as error:
+        raise CorruptDataError(f"crackle: the package can't decode the chunk: {error}") from error
     components = np.ascontiguousarray(decoded.T).reshape(len(slices), sx * sy)
+    if components.min() == 0:
+        raise CorruptDataError("crackle: the package can't decode the crack code of a slice")
+    components -= 1
     components.flags.writeable = False  # google_crc32c reads nothing that can change
     return components
 
@@ -179,45 +198,78 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
     return _Stream(version, fields, label_format, stored, labels, payload[codes_at - model_bytes:codes_at], codes)
 
 
-def _call_package(function: Callable[..., Any], *arguments: object) -> np.ndarray[Any, Any]:
-    try:
-        return np.asarray(function(*arguments, parallel=1))
-    except (codec.FormatError, RuntimeError, ValueError, IndexError, MemoryError) as error:
-        raise CorruptDataError(f"crackle: the package can't decode the chunk: {error}") from error
-
-
 def _compare_sum(section: bytes, stored: bytes, name: str) -> None:
     if google_crc32c.value(section) != int.from_bytes(stored, "little"):
         raise CorruptDataError(f"crackle: the checksum of the {name} doesn't match")
 
 
-def _parse_labels(stream: _Stream, shape: tuple[int, int, int]) -> tuple[Int64, Int64, Int64, Labels]:
+def _parse_labels(stream: _Stream, shape: tuple[int, int, int]) -> tuple[Int64, Int64, Int64 | _Pins, Labels]:
     """Return each slice's first component and how many it has, each component's place in the labels, and the labels.
 
-    Of pins, only the numbers of components are read.
+    Of pins, which give places only to components that are known, the pins.
     """
     sx, sy, sz = shape
-    at = stream.stored_dtype.itemsize if stream.label_format == _CONDENSED_PINS else 0  # the background's label
-    num_labels = int.from_bytes(stream.labels[at:at + 8], "little")
-    labels_at = at + 8
-    counts_at = labels_at + num_labels * stream.stored_dtype.itemsize
+    size = stream.stored_dtype.itemsize
+    has_pins = stream.label_format == _CONDENSED_PINS
+    num_labels = int.from_bytes(stream.labels[size * has_pins:size * has_pins + 8], "little")
+    labels_at = size * has_pins + 8
     count_dtype = _fitting_dtype(sx * sy)
-    keys_at = counts_at + sz * count_dtype.itemsize
-    if len(stream.labels) < keys_at:
+    keys_at = labels_at + num_labels * size + sz * count_dtype.itemsize
+    if len(stream.labels) < keys_at + has_pins:
         raise CorruptDataError(f"crackle: {num_labels} labels don't fit their section of {len(stream.labels)} bytes")
     labels = np.frombuffer(stream.labels, stream.stored_dtype, count=num_labels, offset=labels_at)
-    counts = np.frombuffer(stream.labels, count_dtype, count=sz, offset=counts_at).astype(np.int64)
-    first = np.cumsum(counts) - counts
+    counts = np.frombuffer(stream.labels, count_dtype, sz, labels_at + num_labels * size).astype(np.int64)
     if not 1 <= counts.min() <= counts.max() <= sx * sy:
         raise CorruptDataError(f"crackle: the slices have from {counts.min()} to {counts.max()} components, expected "
                                f"from 1 to {sx * sy}")
-    if stream.label_format == _CONDENSED_PINS:
-        return first, counts, np.zeros(0, np.int64), labels
+    first = np.cumsum(counts) - counts
+    if has_pins:
+        background = np.frombuffer(stream.labels, stream.stored_dtype, count=1)
+        pins = _parse_pins(stream.labels, keys_at, num_labels, prod(shape), int(counts.sum()))
+        return first, counts, pins, np.concatenate((labels, background))
     keys = np.frombuffer(stream.labels[keys_at:], _fitting_dtype(num_labels)).astype(np.int64)
     if len(keys) != counts.sum() or keys.max() >= num_labels:
         raise CorruptDataError(f"crackle: the slices have {counts.sum()} components with one of {num_labels} labels "
                                f"each, found {len(keys)} references up to {keys.max(initial=0)}")
     return first, counts, keys, labels
+
+
+def _parse_pins(section: bytes, at: int, num_labels: int, num_voxels: int, num_components: int) -> _Pins:
+    """Return the pins: for each label columns of voxels, and single components, both coded as differences."""
+    widths = section[at]
+    number, depth, single = (np.dtype(f"<u{1 << (widths >> shift & 3)}") for shift in (0, 2, 4))
+    at += 1
+    columns: list[tuple[np.dtype[Any], bool]] = [(_fitting_dtype(num_voxels), True), (depth, False)]
+    parts: tuple[list[Int64], ...] = ([], [], [], [], [])
+    try:
+        for label in range(num_labels):
+            for keys, found, fields in ((parts[0], parts[1:3], columns), (parts[3], parts[4:], [(single, True)])):
+                count = int(np.frombuffer(section, number, 1, at)[0])
+                at += number.itemsize
+                keys.append(np.full(min(count, len(section)), label))
+                for values, (dtype, is_difference) in zip(found, fields, strict=True):
+                    column = np.frombuffer(section, dtype, count, at).astype(np.int64)
+                    values.append(column.cumsum() if is_difference else column)
+                    at += count * dtype.itemsize
+    except ValueError as error:
+        raise CorruptDataError(f"crackle: the pins of {num_labels} labels don't fit their section") from error
+    pins = _Pins(*(np.concatenate((np.zeros(0, np.int64), *part)) for part in parts), num_labels, num_components)
+    if pins.begin.max(initial=0) >= num_voxels or pins.single.max(initial=0) >= num_components:
+        raise CorruptDataError("crackle: a pin is outside the chunk")
+    return pins
+
+
+def _place_pins(
+    pins: _Pins, shape: tuple[int, int, int], first_component: Int64, slices: Int64, components: _Components
+) -> Int64:
+    """Return the place in the labels of each component of the slices needed; what no pin meets is background."""
+    keys = np.full(pins.num_components, pins.background)
+    keys[pins.single] = pins.single_key
+    z, inside = np.divmod(pins.begin, shape[0] * shape[1])
+    for rank, i in enumerate(slices.tolist()):
+        here = np.flatnonzero((z <= i) & (i <= z + pins.depth))
+        keys[first_component[i] + components[rank, inside[here]]] = pins.key[here]
+    return keys
 
 
 def _fitting_dtype(largest: int) -> np.dtype[np.generic]:

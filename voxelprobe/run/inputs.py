@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from voxelprobe.errors import InputError
+from voxelprobe.locations import Location
 from voxelprobe.points.tables import INPUT_SUFFIXES
 from voxelprobe.storage import Folder
 from voxelprobe.transport.cloud import open_cloud_files, translate_error
-from voxelprobe.volume.url import Location
 
 # A larger file is known by its size, its time of change and samples: reading 20 GB before every
 # start would cost more than planning.

@@ -149,9 +149,8 @@ def _write_table(
     import pyarrow as pa
 
     source = run.table.schema
-    metadata: dict[bytes | str, bytes | str] = {**(source.metadata or {})}
-    metadata[METADATA_KEY] = json.dumps(run.provenance, sort_keys=True)
-    schema = pa.schema([*source, *_added_fields(run)], metadata=metadata)
+    metadata = dict(source.metadata or {}) | {METADATA_KEY: json.dumps(run.provenance, sort_keys=True).encode()}
+    schema = pa.schema([*source, *_added_fields(run)]).with_metadata(metadata)
     words = pa.array(STATUS_LABELS)
     prefixes = len(run.columns)
     suffix = ".csv.gz" if name.lower().endswith(".csv.gz") else "." + name.lower().rsplit(".", 1)[-1]

@@ -18,6 +18,7 @@ from typing import Any
 
 from voxelprobe.cache.disk import DiskCache, ScaleCache
 from voxelprobe.errors import InputError, StaleRunError
+from voxelprobe.locations import Location, parse_location
 from voxelprobe.opening import Volume, open_volume
 from voxelprobe.points import (
     PointColumns,
@@ -32,7 +33,6 @@ from voxelprobe.points import (
 from voxelprobe.records import ALGORITHM_VERSION
 from voxelprobe.run.inputs import fingerprint_points, localise_points
 from voxelprobe.storage import Folder
-from voxelprobe.volume.url import Location, parse_location
 
 MISSING_CHUNKS = ("null", "error")
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from voxelprobe.arrays import Bool, Int64, UInt64
 from voxelprobe.errors import CorruptDataError
+from voxelprobe.sharding.spec import Sharding
 from voxelprobe.transport.wrappers import strip_compression
-from voxelprobe.volume.info import Sharding
 
 # 44 million chunks. Published minishards hold at most some thousands; more is a damaged or hostile gzip stream.
 MAX_MINISHARD_INDEX_BYTES = 2**30

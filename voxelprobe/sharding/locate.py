@@ -14,7 +14,7 @@ import numpy as np
 
 from voxelprobe.arrays import Int64, UInt64, Voxels
 from voxelprobe.sharding.hashing import hash_codes, morton_codes
-from voxelprobe.volume.info import Sharding
+from voxelprobe.sharding.spec import Sharding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -76,11 +76,11 @@ def _grow_processes(rng: np.random.Generator, extent: Floats, diameter: float, b
     width = diameter * (0.25 + 0.75 * rng.random(count) ** 3)
     heading = 2 * rng.random((count, 3)) - 1
     owner = np.arange(count)
-    parts = [_walk(rng, start, sign * heading, width, owner, step, steps) for sign in (1, -1)]
+    parts = [_walk(rng, start, sign * heading, width, owner, step=step, steps=steps) for sign in (1, -1)]
     trunk = _join(parts)
     twig = rng.integers(0, len(trunk.owner), count)
     parts.append(_walk(rng, trunk.centre[twig], 2 * rng.random((count, 3)) - 1, 0.6 * trunk.radius[twig],
-                       trunk.owner[twig], step, steps // 3 + 1))
+                       trunk.owner[twig], step=step, steps=steps // 3 + 1))
     if bodies > 0:
         middle = rng.random((bodies, 3)) * extent
         size = min(3.2 * diameter, 0.3 * float(extent.min())) * (0.8 + 0.4 * rng.random(bodies))
@@ -88,14 +88,14 @@ def _grow_processes(rng: np.random.Generator, extent: Floats, diameter: float, b
         soma = np.arange(count, count + bodies)
         parts.append(_Beads(bumps, size.repeat(6), soma.repeat(6)))
         parts.append(_walk(rng, middle.repeat(4, 0), 2 * rng.random((4 * bodies, 3)) - 1,
-                           np.full(4 * bodies, 0.75 * diameter), soma.repeat(4), step, steps))
+                           np.full(4 * bodies, 0.75 * diameter), soma.repeat(4), step=step, steps=steps))
     grown = _join(parts)
     inside = ((grown.centre > -margin) & (grown.centre < extent + margin)).all(1)
-    return _Beads(*(field[inside] for field in grown))
+    return _Beads(grown.centre[inside], grown.radius[inside], grown.owner[inside])
 
 
 def _walk(rng: np.random.Generator, start: Floats, heading: Floats, radius: Floats, owner: npt.NDArray[np.int64],
-          step: float, steps: int) -> _Beads:
+          *, step: float, steps: int) -> _Beads:
     """Return beads along smooth paths, one a row of `start`; radii swell and shrink on the way."""
     count = len(start)
     position, turn = start, np.zeros((count, 3))
@@ -112,7 +112,8 @@ def _walk(rng: np.random.Generator, start: Floats, heading: Floats, radius: Floa
 
 
 def _join(parts: list[_Beads]) -> _Beads:
-    return _Beads(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+    return _Beads(np.concatenate([part.centre for part in parts]), np.concatenate([part.radius for part in parts]),
+                  np.concatenate([part.owner for part in parts]))
 
 
 def _nearest_owner(rng: np.random.Generator, shape: tuple[int, int, int], scale: Floats, beads: _Beads,
@@ -123,21 +124,20 @@ def _nearest_owner(rng: np.random.Generator, shape: tuple[int, int, int], scale:
     direction /= np.sqrt((direction**2).sum(1, keepdims=True)) * waves[:, :1] / 6.3
     push = (2 * rng.random((len(waves), 3)) - 1) * waves[:, 1:]
     phase = 6.3 * rng.random(len(waves))
-    slack = float(np.sqrt(3) * np.abs(push).sum(0).max()) + 1
     centre = np.rint(beads.centre * _QUANTA)
     squares = np.rint((beads.radius * _QUANTA) ** 2)
     owner = np.empty(shape, np.int64, order="F")
     for _, where in iterate_chunks(shape, _BLOCK):
         grid = np.stack(np.meshgrid(*(np.arange(w.start, w.stop) for w in where), indexing="ij"), -1)
         voxels = grid.reshape(-1, 3) * scale
-        middle = np.rint((voxels[0] + voxels[-1]) / 2 * _QUANTA)
-        half = _QUANTA * (slack + float(np.sqrt(((voxels[-1] - voxels[0]) ** 2).sum())) / 2)
-        relative = centre - middle
+        points = np.rint((voxels + np.sin(voxels @ direction.T + phase) @ push) * _QUANTA)
+        middle = np.rint((points.min(0) + points.max(0)) / 2)
+        points, relative = points - middle, centre - middle
+        reach = np.sqrt((points**2).sum(1).max())
         distance = np.sqrt((relative**2).sum(1))
-        worst = ((distance + half) ** 2 - squares).min()
-        near = np.flatnonzero(np.maximum(distance - half, 0) ** 2 - squares <= worst)
-        warped = voxels + np.sin(voxels @ direction.T + phase) @ push
-        power = _power(np.rint(warped * _QUANTA) - middle, relative[near], squares[near])
+        worst = ((distance + reach) ** 2 - squares).min()
+        near = np.flatnonzero(np.maximum(distance - reach, 0) ** 2 - squares <= worst)
+        power = _power(points, relative[near], squares[near])
         owner[where] = beads.owner[near[power.argmin(1)]].reshape(grid.shape[:3])
     return owner
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 from voxelprobe.errors import CorruptDataError, TransportError
+from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import CloudFilesSource
 from voxelprobe.transport.http import HttpSource
 from voxelprobe.transport.local import LocalSource
 from voxelprobe.transport.protocol import RetryableError, Source, StoredObject, Traffic
 from voxelprobe.transport.wrappers import strip_compression
-from voxelprobe.volume.url import Location
 
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 0.2

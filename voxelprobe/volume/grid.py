@@ -10,7 +10,8 @@ import numpy as np
 from voxelprobe.arrays import Bool, Int64, Voxels
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.sharding.locate import locate_chunks
-from voxelprobe.volume.info import Scale, Sharding, Triple
+from voxelprobe.sharding.spec import Sharding
+from voxelprobe.volume.info import Scale, Triple
 
 # A region is what one cache file holds. Small enough to be evicted alone, large enough that opening
 # the file is cheap beside fetching its chunks; few enough that a folder can hold them all.

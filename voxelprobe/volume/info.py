@@ -17,27 +17,12 @@ import numpy as np
 
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import InputError, UnsupportedError
+from voxelprobe.sharding.spec import Compression, Sharding
 
 # A shard index has 16 bytes a minishard and is read whole; published volumes have 13 bits at most.
 MAX_MINISHARD_BITS = 20
 DATA_TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
 Triple = tuple[int, int, int]
-Compression = Literal["raw", "gzip"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """A `neuroglancer_uint64_sharded_v1` specification.
-
-    Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sharded.md
-    """
-
-    hash: Literal["identity", "murmurhash3_x86_128"]
-    preshift_bits: int
-    minishard_bits: int
-    shard_bits: int
-    minishard_index_encoding: Compression = "raw"
-    data_encoding: Compression = "raw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,37 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test check lint clean
+
+# The stamps: an environment is remade when what it is made from changes.
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test,all]'
+	touch $@ $(VENV)/.demo
+
+## Label the embedded demo volume's synapses and show the first rows.
+demo: $(VENV)/.demo
+	$(BIN)/luigi --module pipeline SamplePoints --workers $(WORKERS)
+	$(BIN)/python -m pipeline.show workspace/runs/synapses-volume-*/result.parquet
+
+## Run the tests.
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+## What CI runs: lint, types, and the tests (import-linter is one of them).
+check: lint test
+
+clean:
+	rm -rf $(VENV) workspace build *.egg-info
