@@ -17,7 +17,9 @@ from tasks.fetch import FetchChunks
 from tasks.merge import MergeTable, SampleChunkGroup
 from tasks.plan import PlanChunkGroups
 
-apply_defaults()
+STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, SampleChunkGroup, MergeTable]
+
+apply_defaults(SamplePoints.__name__, [stage.__name__ for stage in STAGES])
 set_up_logging()
 
 __all__ = ["DecodePoints", "FetchChunks", "MergeTable", "PlanChunkGroups", "SampleChunkGroup", "SamplePoints"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from types import TracebackType
 
 from voxelprobe.errors import VoxelProbeError
 
@@ -27,6 +28,13 @@ def _shorten(record: logging.LogRecord) -> bool:
     return True
 
 
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        logging.getLogger("voxelprobe").error("interrupted; the same command goes on from here")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 def set_up_logging() -> None:
     """Show the lines of the engine, and Luigi's warnings with our errors said plainly."""
     logger = logging.getLogger("voxelprobe")
@@ -37,3 +45,4 @@ def set_up_logging() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("luigi-interface").addFilter(_shorten)
+    sys.excepthook = _report_uncaught

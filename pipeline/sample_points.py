@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 
 import luigi
-from luigi.configuration import get_config
 
 from tasks.base import OutputTask
 from tasks.merge import MergeTable
-from voxelprobe.errors import CorruptDataError, InputError
+from voxelprobe.errors import CorruptDataError
 
 logger = logging.getLogger("voxelprobe")
 
@@ -19,14 +18,12 @@ class SamplePoints(OutputTask):
 
     def requires(self) -> list[MergeTable]:
         """Need the merged table."""
-        return [] if self._mixed_pair() else [self.clone(MergeTable)]
+        return [self.clone(MergeTable)]
 
     def is_done(self) -> bool:
         """Return whether the table is there, with every chunk read."""
         from voxelprobe.run.merge import read_merged
 
-        if self._mixed_pair():
-            return False
         manifest = read_merged(self.engine_run, self.output)
         return manifest is not None and not manifest.facts["corrupt"]
 
@@ -35,8 +32,6 @@ class SamplePoints(OutputTask):
         from voxelprobe.run.merge import read_merged
         from voxelprobe.run.report import format_report
 
-        if message := self._mixed_pair():
-            raise InputError(message)
         run = self.engine_run
         self.board().clear()
         print(format_report(run), flush=True)  # noqa: T201 (the command's own output)
@@ -47,21 +42,6 @@ class SamplePoints(OutputTask):
                 f"{len(corrupt)} corrupt chunks left {points:,} points without a label (status corrupt_chunk) in "
                 f"{manifest.facts['output']}; the first is {min(corrupt)}. The same command tries just these again"
             )
-
-    def _mixed_pair(self) -> str:
-        """Return a message if half of a configured pair of volume and points was replaced on the command line.
-
-        The points of a demo or of another data set would give plausible labels from the wrong volume.
-        """
-        config = get_config()
-        pair = {name: config.get("SamplePoints", name, "") for name in ("volume", "points")}
-        if not all(pair.values()):
-            return ""
-        same = [name for name, value in pair.items() if getattr(self, name) == value]
-        if len(same) != 1:
-            return ""
-        return (f"--{same[0]} is {pair[same[0]]} from the configuration, where it belongs to the other "
-                f"{'points' if same[0] == 'volume' else 'volume'}: name both --volume and --points")
 
 
 @SamplePoints.event_handler(luigi.Event.DEPENDENCY_PRESENT)

@@ -7,6 +7,9 @@ for a success: a lab's nightly job must not depend on somebody having copied lui
 from __future__ import annotations
 
 import configparser
+import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from luigi.configuration import get_config
@@ -26,14 +29,37 @@ DEFAULTS = {
 }
 
 
-def apply_defaults() -> None:
-    """Set what the user's configuration leaves open; then the data set that it names, if it names one."""
+# The data set of luigi.cfg is for these commands when they name nothing themselves.
+_COMMANDS = ("luigi", "luigi-deps-tree", "luigi-deps")
+
+
+def apply_defaults(public: str, stages: Iterable[str]) -> None:
+    """Set what the user's configuration leaves open.
+
+    For a bare command that is also the data set that luigi.cfg names. The section of the `public`
+    task serves the `stages` too: a part of a run needs no section of its own.
+    """
     _apply(DEFAULTS)
     dataset = get_config().get("pipeline", "dataset", "")
-    if dataset and Path(dataset).is_file():
+    if dataset and Path(dataset).is_file() and _names_no_data():
         parser = configparser.ConfigParser(interpolation=None)
         parser.read(dataset)
         _apply({section: dict(parser[section]) for section in parser.sections()})
+    if get_config().has_section(public):
+        options = dict(get_config().items(public))
+        _apply(dict.fromkeys(stages, options))
+
+
+def _names_no_data() -> bool:
+    """Return whether neither the command line nor the user's configuration names a volume or points.
+
+    All or nothing: the demo's points, or just its unit, would give plausible labels of another volume.
+    """
+    config = get_config()
+    if Path(sys.argv[0]).name not in _COMMANDS:
+        return False
+    named = any(re.match(r"--(\w+-)?(volume|points)\b", argument) for argument in sys.argv[1:])
+    return not named and not any(config.has_option("SamplePoints", name) for name in ("volume", "points"))
 
 
 def _apply(settings: dict[str, dict[str, str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import signal
 from typing import Any
 
 import luigi
@@ -14,46 +15,63 @@ from voxelprobe.processes import die_with_parent
 
 EXECUTION_VARIABLE = "VOXELPROBE_EXECUTION"
 # One word for all processes that one command starts: corrupt chunks are tried once an execution.
-os.environ.setdefault(EXECUTION_VARIABLE, secrets.token_hex(6))
+_EXECUTION = os.environ.setdefault(EXECUTION_VARIABLE, secrets.token_hex(6))
 _MAIN_PROCESS = os.getpid()
 
 DEFAULT_CACHE_BYTES = 20 << 30
 DEFAULT_FETCH_THREADS = 32
 
 
-def _text(default: str, name: str, description: str, *, significant: bool = True) -> Any:
-    # One section of the configuration serves every task, so that a part of a run needs no section of its own.
-    return luigi.Parameter(default=default, description=description, significant=significant,
-                           config_path={"section": "SamplePoints", "name": name})
-
-
-def _number(default: int, name: str, description: str) -> Any:
-    return luigi.IntParameter(default=default, description=description, significant=False,
-                              config_path={"section": "SamplePoints", "name": name})
-
-
 class RunTask(luigi.Task):
     """A stage of the run that the parameters name."""
 
-    volume = _text("", "volume", "Volume to read: gs://…, s3://…, https://…, file://…, mem://…, with or without "
-                   "precomputed:// in front.")
-    points = _text("", "points", "Points table: .parquet (a file or folder), .csv, .csv.gz, .feather, .arrow or .npy "
-                   "(n, 3); a local path or a cloud URL.")
-    workspace = _text("./workspace", "workspace", "Folder for the state, results and reports of runs; a local path or "
-                      "a bucket.")
-    mip = _text("0", "mip", "Scale to read: its index, or its resolution in nm as in 8,8,40.")
-    coord_resolution = _text("", "coord_resolution", "Unit of the points: voxel size in nm as in 4,4,40 (fractions "
-                             "allowed), or nm. Default: voxels of mip 0.")
-    point_columns = _text("x,y,z", "point_columns", "Columns with the points: three names, or one or more prefixes as "
-                          "in pre_pt,post_pt, each a list or struct column PREFIX_position (or PREFIX) or three "
-                          "columns PREFIX_position_x/_y/_z (or PREFIX_x/_y/_z).")
-    missing_chunks = _text("null", "missing_chunks", "What a chunk that the store lacks means: null (its points get "
-                           "no label and the status missing_chunk) or error.")
-    cache = _text("", "cache", "Local folder of the chunk cache, shared by runs. Default: cache in the workspace.",
-                  significant=False)
-    cache_bytes = _number(DEFAULT_CACHE_BYTES, "cache_bytes", "Budget of the chunk cache in bytes; the least recently "
-                          "used files go first.")
-    fetch_threads = _number(DEFAULT_FETCH_THREADS, "fetch_threads", "Requests under way at once, a worker process.")
+    volume = luigi.Parameter(
+        default="",
+        description="Volume to read: gs://…, s3://…, https://…, file://… or mem://…, with or without precomputed:// "
+        "in front. Required.",
+    )
+    points = luigi.Parameter(
+        default="",
+        description="Points table: .parquet (a file or folder), .csv, .csv.gz, .feather, .arrow or .npy (n, 3); a "
+        "local path or a cloud URL. Required.",
+    )
+    workspace = luigi.Parameter(
+        default="./workspace",
+        description="Folder for the state, results and reports of runs; a local path or a bucket.",
+    )
+    mip = luigi.Parameter(
+        default="0", description="Scale to read: its index, or its resolution in nm as in 8,8,40."
+    )
+    coord_resolution = luigi.Parameter(
+        default="",
+        description="Unit of the points: voxel size in nm as in 4,4,40 (fractions allowed), or nm. Default: voxels of "
+        "mip 0.",
+    )
+    point_columns = luigi.Parameter(
+        default="x,y,z",
+        description="Columns with the points: three names, or one or more prefixes as in pre_pt,post_pt, each a list "
+        "or struct column PREFIX_position (or PREFIX) or three columns PREFIX_position_x/_y/_z (or PREFIX_x/_y/_z).",
+    )
+    missing_chunks = luigi.Parameter(
+        default="null",
+        description="What a chunk that the store lacks means: null (its points get no label and the status "
+        "missing_chunk) or error.",
+    )
+    cache = luigi.Parameter(
+        default="",
+        significant=False,
+        description="Local folder of the chunk cache, shared by runs. Default: cache in the workspace.",
+    )
+    cache_bytes = luigi.IntParameter(
+        default=DEFAULT_CACHE_BYTES,
+        significant=False,
+        description="Budget of the chunk cache in bytes; the least recently used files go first.",
+    )
+    fetch_threads = luigi.IntParameter(
+        default=DEFAULT_FETCH_THREADS,
+        significant=False,
+        description="Requests under way at once, a worker process.",
+    )
 
     @property
     def engine_run(self) -> Any:
@@ -83,7 +101,7 @@ class RunTask(luigi.Task):
     @property
     def execution(self) -> str:
         """Return the word for this execution of the command."""
-        return os.environ[EXECUTION_VARIABLE]
+        return _EXECUTION
 
     def complete(self) -> bool:
         """Return whether the stage's marker is there and whole. Errors are for `run()` to raise."""
@@ -99,6 +117,8 @@ class RunTask(luigi.Task):
     def run(self) -> Any:
         """Do the stage's work, ending with the parent whatever ends it."""
         if os.getpid() != _MAIN_PROCESS:
+            # Ctrl-C is the parent's to handle: it ends its workers.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             die_with_parent()
         return self.work()
 
@@ -107,11 +127,33 @@ class RunTask(luigi.Task):
         raise NotImplementedError
 
 
+class OutputPath(str):
+    """The place of the result: a text that Luigi may call, since its tasks have a method `output`."""
+
+    __slots__ = ()
+
+    def __call__(self) -> list[luigi.Target]:
+        """Return no targets: completeness is a matter of markers."""
+        return []
+
+
+class OutputPathParameter(luigi.Parameter):
+    """A parameter named like the method that it hides."""
+
+    def normalize(self, x: str) -> OutputPath:
+        """Return the place, callable."""
+        return OutputPath(x)
+
+
 class OutputTask(RunTask):
     """A stage that leaves the result table."""
 
-    output = _text("", "output", "Result table: .parquet, .csv, .csv.gz, .feather or .arrow; a local path or a cloud "
-                   "URL. Default: result.parquet in the run's folder.")
+    output = OutputPathParameter(  # type: ignore[assignment]  # see OutputPath
+
+        default="",
+        description="Result table: .parquet, .csv, .csv.gz, .feather or .arrow; a local path or a cloud URL. Default: "
+        "result.parquet in the run's folder.",
+    )
 
 
 class GroupTask(RunTask):

@@ -59,12 +59,17 @@ class MergeTable(OutputTask):
 
     def work(self) -> Iterator[Any]:
         """Have all groups done, then merge."""
+        from voxelprobe.run.groups import expect_groups
         from voxelprobe.run.merge import check_result_columns, merge_run
+        from voxelprobe.run.plan import read_plan
 
         self.engine_run.output(self.output)
         check_result_columns(self.engine_run, self.output)
+        board, plan = self.board(), read_plan(self.engine_run)
+        if plan is not None:
+            expect_groups(self.engine_run, board, plan.facts["chunks_of_group"])
         yield self._groups()
-        merge_run(self.engine_run, self.output, board=self.board(), execution=self.execution)
+        merge_run(self.engine_run, self.output, board=board, execution=self.execution)
 
     def _groups(self) -> list[RunTask]:
         from voxelprobe.run.plan import read_plan

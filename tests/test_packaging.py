@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_packages_come_from_one_folder() -> None:
     """`pipeline` and `tasks`, common names, are ours and not somebody else's."""
-    homes = {Path(str(importlib.import_module(name).__file__)).parents[1] for name in ("pipeline", "tasks", "voxelprobe")}
+    modules = [importlib.import_module(name) for name in ("pipeline", "tasks", "voxelprobe")]
+    homes = {Path(str(module.__file__)).parents[1] for module in modules}
     assert homes == {ROOT}
 
 
@@ -40,7 +41,7 @@ def test_module_is_found_away_from_the_checkout(tmp_path: Path) -> None:
     luigi = Path(sys.executable).with_name("luigi")
     done = subprocess.run(
         [luigi, "--module", "pipeline", "SamplePoints"], cwd=tmp_path, capture_output=True, text=True,
-        timeout=60, env={**os.environ, "LUIGI_CONFIG_PATH": ""},
+        check=False, timeout=60, env={**os.environ, "LUIGI_CONFIG_PATH": ""},
     )
     assert done.returncode == 30, done.stderr
     assert "--volume is missing" in done.stderr
@@ -49,7 +50,7 @@ def test_module_is_found_away_from_the_checkout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["pypi.org", "pythonhosted", "index-url", "/root/", "/work/"])
 def test_no_machine_or_registry_is_named(word: str) -> None:
     """The repository names no machine's path and no registry's host."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = [
         name for name in tracked.split("\0")
         if name and name != "tests/test_packaging.py" and (ROOT / name).is_file()

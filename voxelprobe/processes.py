@@ -72,9 +72,9 @@ def run_isolated(
             status = _watch(child, receive, cursor, stall_seconds, wrong)
         finally:
             os.close(receive)
-        if status == 0:
+        if status == 0 and int(cursor[0]) == count:
             break
-        item = int(cursor[0])
+        item = max(int(cursor[0]), start)  # it may have ended before its first item
         wrong[item] = f"{what} {_describe_end(os.waitstatus_to_exitcode(status))} on it"
         start = item + 1
     return wrong
@@ -92,11 +92,22 @@ def _work_until_done(
                 work(item)
             except CorruptDataError as error:
                 os.write(send, json.dumps([item, str(error)]).encode() + b"\n")
-        os._exit(0)
+        cursor[0] = count  # tells this end from an exit(0) inside of an item
     except BaseException as error:
         # Anything else is the parent's to raise.
-        os.write(send, json.dumps([-1, pickle.dumps(error).hex()]).encode() + b"\n")
+        os.write(send, json.dumps([-1, _pickle_error(error).hex()]).encode() + b"\n")
+    finally:
+        # Whatever happens, this copy of the program must not go on with what the parent does next.
         os._exit(0)
+
+
+def _pickle_error(error: BaseException) -> bytes:
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)  # noqa: S301 (our own)
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return pickled
 
 
 def _describe_end(code: int) -> str:
@@ -124,7 +135,7 @@ def _watch(
             os.kill(child, signal.SIGKILL)
             break
     _, status = os.waitpid(child, 0)
-    for line in received.splitlines():
+    for line in received.split(b"\n")[:-1]:  # what isn't ended was cut off by its death
         item, message = json.loads(line)
         if item < 0:
             raise pickle.loads(bytes.fromhex(message))  # noqa: S301 (from our own child, over a pipe)

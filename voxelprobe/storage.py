@@ -95,7 +95,7 @@ class Folder:
             return None if head is None else int(head["Content-Length"])
         try:
             return self.path(name).stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             return None
 
     def local_copy(self, name: str) -> Path:

@@ -11,7 +11,7 @@ from voxelprobe.testing.shards import morton_code, shard_of_chunk
 from voxelprobe.testing.volumes import SUFFIXES, chunk_name, iterate_chunks, write_volume
 
 ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
-SHAPE, CHUNK, OFFSET = (45, 40, 21), (16, 16, 8), (13, 7, 102)
+SHAPE, CHUNK, OFFSET = (37, 20, 21), (16, 16, 8), (13, 7, 102)
 SHARDINGS = {
     "files": None,
     "identity": {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 2},

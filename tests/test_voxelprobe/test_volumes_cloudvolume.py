@@ -104,12 +104,13 @@ def test_sharded_by_cloudvolumes_upload(tmp_path: Path, known: Callable[..., Any
     info["scales"][0]["sharding"] = IDENTITY | {"minishard_index_encoding": "gzip", "data_encoding": "gzip"}
     volume = CloudVolume(f"file://{tmp_path}", info=info, compress=False, progress=False, fill_missing=True)
     volume.commit_info()
-    step = np.array(volume.image.shard_shape(0))
+    step = np.array(volume.image.shard_shape(0)).astype(int)
     for place in np.ndindex(*-(-np.array(oracle.array.shape) // step)):
         begin = np.array(place) * step
         end = np.minimum(begin + step, oracle.array.shape)
         box = Bbox(begin + oracle.offset, end + oracle.offset)
-        volume[box] = oracle.array[tuple(slice(b, e) for b, e in zip(begin, end, strict=True))]
+        image = oracle.array[tuple(slice(b, e) for b, e in zip(begin, end, strict=True))]
+        volume[box] = image[..., None]
     check(tmp_path, volume, oracle)
 
 

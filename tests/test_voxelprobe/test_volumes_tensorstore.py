@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ SHARDINGS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def open_tensorstore(folder: Path, **options: Any) -> Any:
+def open_tensorstore(folder: Path, *, create: bool = False, **options: Any) -> Any:
     import tensorstore
 
     spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{folder}/"}}
-    return tensorstore.open(spec | options, open=True).result()
+    return tensorstore.open(spec | options, open=not create, create=create).result()
 
 
 def write(folder: Path, known: Any, encoding: str, sharding: dict[str, Any] | None) -> None:
@@ -64,7 +63,7 @@ def test_channels(tmp_path: Path, known: Callable[..., Any], encoding: str, shar
     oracle.check(f"file://{tmp_path}")
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "int32", "int64", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int16", "int32", "float32"])
 def test_raw_dtypes(tmp_path: Path, known: Callable[..., Any], dtype: str) -> None:
     """Raw voxels of each dtype that TensorStore wrote into gzipped shards come back exactly."""
     oracle = known(dtype)
@@ -72,7 +71,8 @@ def test_raw_dtypes(tmp_path: Path, known: Callable[..., Any], dtype: str) -> No
     oracle.check(f"file://{tmp_path}")
 
 
-@pytest.mark.parametrize(("channels", "block_size"), itertools.product([1, 2, 3], [(8, 8, 8), (3, 5, 7), (16, 16, 8)]))
+@pytest.mark.parametrize("block_size", [(8, 8, 8), (3, 5, 7), (16, 16, 8)])
+@pytest.mark.parametrize("channels", [1, 2, 3])
 def test_compressed_segmentation_is_read_as_tensorstore_reads_it(
     tmp_path: Path, known: Callable[..., Any], channels: int, block_size: tuple[int, int, int]
 ) -> None:

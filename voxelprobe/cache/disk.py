@@ -59,8 +59,11 @@ class DiskCache:
         for path in sorted(sizes, key=_last_use):
             if freed >= excess:
                 break
-            if RegionFile(path).remove():
-                freed += sizes[path]
+            try:
+                if RegionFile(path).remove():
+                    freed += sizes[path]
+            except OSError as error:  # another user's
+                logger.debug("can't evict %s: %s", path, error)
         if freed > 0:
             logger.debug("evicted %d bytes from the chunk cache", freed)
         return freed
@@ -90,8 +93,10 @@ class ScaleCache:
     def write(self, region: int, payloads: Mapping[int, bytes]) -> None:
         """Keep payloads; when this returns they survive the process."""
         written = self._guarded(region, lambda file: file.write(payloads))
+        if written is None:  # the file was damaged, and is gone
+            written = self._guarded(region, lambda file: file.write(payloads))
         if written is None:
-            written = self._file(region).write(payloads)
+            raise TransportError(f"chunk cache {self._folder}/r{region:08d}: damaged again as soon as it was made anew")
         self._note_written(written)
 
     def discard(self, region: int, chunks: Iterable[int]) -> None:
@@ -109,7 +114,7 @@ class ScaleCache:
         except DamagedRegionError as error:
             logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
                            self._folder, region, error)
-            file.remove()
+            file.remove(wait=True)
             return None
         except OSError as error:
             if isinstance(error, TransportError):

@@ -35,7 +35,8 @@ _HEADER = struct.Struct("<4sBBHHHBBBQIQB")
 _ESCAPE, _FIRST_LABEL = 6, 7
 # Numbers past the last component's: were there more components than labels, the largest number would tell.
 _SPARE_NUMBERS = 1024
-# More slices at once take no less time a slice and more memory: FIGURE.
+# More slices at once only take more memory. Measured on a chunk of pinky40: all 64 slices take 64 ms at once, 27 ms in
+# sixteens; the package's full decode takes 25 to 33 ms (benchmarks/crossovers.py).
 _SLICES_AT_ONCE = 16
 
 

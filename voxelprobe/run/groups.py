@@ -45,6 +45,15 @@ def read_labels(run: Run, group: int) -> tuple[Any, Any, Any]:
     return points, np.stack(labels, axis=1), status
 
 
+def expect_groups(run: Run, board: ProgressBoard, chunks_of_group: list[int]) -> None:
+    """Tell the board of the groups that are still to be done, so that it knows the whole."""
+    for group, chunks in enumerate(chunks_of_group):
+        if read_decoded(run, group) is None:
+            board.expect("decode", group, chunks)
+            if read_fetched(run, group) is None:
+                board.expect("fetch", group, chunks)
+
+
 def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board: ProgressBoard) -> None:
     """Bring a group's chunks into the cache and leave its marker."""
     with run.lock(f"fetch-{group:03d}"):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from voxelprobe.errors import TransportError
 from voxelprobe.storage import Folder
 
 
@@ -32,6 +33,8 @@ class Manifest:
 def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], facts: Mapping[str, Any]) -> None:
     """Write a stage's marker; every file that it lists has to be there."""
     sizes = {file: folder.size(file) for file in files}
+    if missing := sorted(file for file, size in sizes.items() if size is None):
+        raise TransportError(f"{folder.child_url(name)}: {', '.join(missing)} vanished before the marker was written")
     document = {"key": key, "files": sizes, "facts": facts}
     folder.write_bytes(name, json.dumps(document, indent=1).encode() + b"\n")
 
@@ -44,8 +47,8 @@ def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:
     try:
         document = json.loads(content)
         manifest = Manifest(document["key"], dict(document["files"]), dict(document["facts"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if manifest.key != key or any(folder.size(file) != size for file, size in manifest.files.items()):
+    if manifest.key != key or any(size is None or folder.size(file) != size for file, size in manifest.files.items()):
         return None
     return manifest

@@ -117,7 +117,7 @@ class ProgressBoard:
         if not parts:
             return
         if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: the terminal doesn't say
             sys.stderr.write("\r\x1b[2K" + "  ".join(parts)[: width - 1])
             sys.stderr.flush()
         else:

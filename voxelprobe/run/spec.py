@@ -67,6 +67,7 @@ class Run:
     settings: RunSettings
     volume: Volume
     points: Path
+    points_fingerprint: str
     unit: tuple[str, str, str]
     key: str
     folder: Folder
@@ -136,7 +137,7 @@ class Run:
             "scale_key": scale.key,
             "encoding": scale.encoding,
             "info_fingerprint": scale.fingerprint,
-            "points_fingerprint": fingerprint_points(self.points),
+            "points_fingerprint": self.points_fingerprint,
             "coord_resolution_nm": list(self.unit),
             "point_columns": self.settings.point_columns,
             "missing_chunks": self.settings.missing_chunks,
@@ -177,13 +178,14 @@ def open_run(settings: RunSettings) -> Run:
     if unit is None:
         unit = unit_of_resolution(volume.info.scales[0].resolution)
     columns = ",".join(part.strip() for part in settings.point_columns.split(","))
-    facts = [ALGORITHM_VERSION, fingerprint_points(points), points.suffix, volume.url, volume.scale.fingerprint,
+    fingerprint = fingerprint_points(points)
+    facts = [ALGORITHM_VERSION, fingerprint, points.suffix, volume.url, volume.scale.fingerprint,
              unit, columns, settings.missing_chunks]
     key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     stems = [re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:40] for text in (Path(points.name).stem, volume.location.name)]
     name = "-".join([*stems, key[:12]])
     folder = Folder(workspace.child(f"runs/{name}"), machine / "runs" / name)
-    run = Run(settings, volume, points, unit, key, folder)
+    run = Run(settings, volume, points, fingerprint, unit, key, folder)
     _sign(run)
     return run
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelprobe.arrays import Int64
+from voxelprobe.errors import TransportError
 
 RECORD = np.dtype([("chunk", "<i8"), ("point", "<i8"), ("place", "<u4")])
 MEMORY_POINTS = 16 << 20
@@ -48,13 +49,16 @@ class GroupSpool:
         return records["point"].copy(), records["chunk"].copy(), records["place"].astype(np.int64)
 
     def _flush(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for group, parts in enumerate(self._held):
-            if parts:
-                with open(self._path(group), "ab") as file:
-                    for part in parts:
-                        file.write(part.tobytes())
-                self._held[group] = []
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for group, parts in enumerate(self._held):
+                if parts:
+                    with open(self._path(group), "ab") as file:
+                        for part in parts:
+                            file.write(part.tobytes())
+                    self._held[group] = []
+        except OSError as error:
+            raise TransportError(f"{self._folder}: can't be written: {error.strerror or error}") from error
         self._count = 0
 
     def _path(self, group: int) -> Path:

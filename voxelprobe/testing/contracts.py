@@ -23,15 +23,20 @@ class Crashed:
     """What `call_in_children` returns for a call that ended its process."""
 
 
-def call_in_children(function: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
+def call_in_children(
+    function: Callable[[Item], Any], items: Sequence[Item], *, calls_a_child: int = 1_000_000
+) -> list[Any]:
     """Return each call's value, the error it raised, or a `Crashed` if it ended its process.
 
-    Errors that aren't ours come back as RuntimeError. One forked process makes all calls until it dies, then another.
+    Errors that aren't ours come back as RuntimeError. A forked process makes `calls_a_child` calls, or until it dies:
+    a package that wrote outside its arrays spoils the calls after it too.
     """
     outcomes: list[Any] = []
     while len(outcomes) < len(items):
-        outcomes += _call_in_child(function, items[len(outcomes):])
-        if len(outcomes) < len(items):
+        some = items[len(outcomes):len(outcomes) + calls_a_child]
+        values = _call_in_child(function, some)
+        outcomes += values
+        if len(values) < len(some):
             outcomes.append(Crashed())
     return outcomes
 
@@ -70,15 +75,21 @@ def _call(function: Callable[[Item], Any], item: Item) -> Any:
 
 
 def make_segments(layout: ChunkLayout, seed: int = 0) -> Labels:
-    """Return a chunk of small segments with labels up to the dtype's largest: shape (x, y, z, channels)."""
+    """Return a chunk of small segments (of noise, if `seed` is odd) with labels up to the dtype's largest.
+
+    Shape (x, y, z, channels).
+    """
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 12, [-(-size // 3) for size in layout.shape] + [layout.num_channels])
-    fine = coarse.repeat(3, 0).repeat(3, 1).repeat(2, 2)
-    fine = np.concatenate((fine, fine), axis=2)[tuple(slice(size) for size in layout.shape)]
+    grain = 1 if seed % 2 else 3
+    fine = rng.integers(0, 12, [-(-size // grain) for size in layout.shape] + [layout.num_channels])
+    for axis in range(3):
+        fine = fine.repeat(grain, axis)
+    fine = fine[tuple(slice(size) for size in layout.shape)]
     if layout.dtype.kind == "f":
         return np.asfortranarray(fine.astype(layout.dtype) / 7)
     largest = np.iinfo(layout.dtype).max
-    palette = np.array([0, 1, 6, 7, largest, largest - 1, largest - 7, *rng.integers(0, largest, 5)], layout.dtype)
+    others = rng.integers(0, largest, 5, layout.dtype)
+    palette = np.array([0, 1, 6, 7, largest, largest - 1, largest - 7, *others], layout.dtype)
     return np.asfortranarray(palette[fine])
 
 
@@ -87,9 +98,30 @@ def every_voxel(shape: Iterable[int]) -> Voxels:
     return np.indices(tuple(shape)).reshape(3, -1).T.astype(np.int64)
 
 
-def read_damaged(reader: PointReader, layout: ChunkLayout, payloads: Sequence[bytes], voxels: Voxels) -> list[Any]:
+def flip_bits(payload: bytes, number: int, seed: int = 0) -> list[bytes]:
+    """Return `number` copies of a payload, each with one to three bits flipped anywhere."""
+    rng = np.random.default_rng(seed)
+    copies = []
+    for _ in range(number):
+        damaged = bytearray(payload)
+        for _ in range(rng.integers(1, 4)):
+            damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
+        copies.append(bytes(damaged))
+    return copies
+
+
+def read_damaged(
+    reader: PointReader,
+    layout: ChunkLayout,
+    payloads: Sequence[bytes],
+    voxels: Voxels,
+    *,
+    calls_a_child: int = 1_000_000,
+) -> list[Any]:
     """Return for each payload the labels, the error, or a `Crashed`."""
-    return call_in_children(lambda payload: reader.read_points(payload, layout, voxels), payloads)
+    return call_in_children(
+        lambda payload: reader.read_points(payload, layout, voxels), payloads, calls_a_child=calls_a_child
+    )
 
 
 class PointReaderTests:

@@ -133,6 +133,8 @@ def parse_info(document: object, where: str) -> VolumeInfo:
 
 def _parse_scale(fields: _Fields, dtype: np.dtype[Any], channels: int) -> Scale:
     key = fields.text("key")
+    if not key or not key.isprintable():
+        raise InputError(f"{fields.where}: expected a path for key, found {key!r}")
     if key.startswith("/") or ":" in key or "\\" in key or ".." in key.split("/"):
         # A key is joined to the volume's path: it must not lead out of it.
         raise InputError(f"{fields.where}: key {key!r} leads out of the volume")
@@ -228,4 +230,5 @@ def _triple(value: object, where: str, at_least: int | None = None) -> Triple:
 
 
 def _comma(values: tuple[float, float, float]) -> str:
-    return ",".join(f"{v:g}" for v in values)
+    # All digits, so that what is listed can be asked for.
+    return ",".join(f"{int(v)}" if v.is_integer() else repr(v) for v in values)

@@ -1,0 +1,205 @@
+"""Volumes over HTTP: what a server may do wrong, and what becomes of it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+
+from voxelprobe import AuthorizationError, CorruptDataError, InputError, TransportError, sample_points
+from voxelprobe.testing.http_store import Fault, HttpStore
+from voxelprobe.testing.volumes import chunk_name, write_volume
+from voxelprobe.transport.http import MAX_REDIRECTS, HttpSource
+from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.sources import RetryingSource
+
+SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "minishard_index_encoding": "gzip",
+            "data_encoding": "gzip"}
+BODY = np.random.default_rng(0).bytes(3000)
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
+@pytest.fixture
+def oracle(known: Callable[..., Any]) -> Any:
+    return known()
+
+
+@pytest.fixture
+def store(tmp_path: Path, oracle: Any) -> Iterator[HttpStore]:
+    """A volume of gzipped chunks with their `Content-Encoding`."""
+    oracle.write(tmp_path / "seg", encoding="compressed_segmentation", compress="gzip")
+    with HttpStore(tmp_path / "seg") as served:
+        yield served
+
+
+CHUNK_NAME = "4_4_40/29-45_23-39_109-117"
+
+
+def test_chunk_name_is_one(store: HttpStore) -> None:
+    """The chunk that these tests damage is there."""
+    info = json.loads((store.folder / "info").read_text())
+    assert chunk_name(info["scales"][0], (1, 1, 1)) == CHUNK_NAME
+    assert (store.folder / f"{CHUNK_NAME}.gz").is_file()
+
+
+@pytest.mark.parametrize("compress", [None, "gzip", "br", "zstd"])
+@pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation", "crackle", "compresso"])
+def test_content_encodings(tmp_path: Path, oracle: Any, encoding: str, compress: Any) -> None:
+    """Labels come out of chunks sent with each Content-Encoding; CloudVolume reads the same over HTTP."""
+    from cloudvolume import CloudVolume
+
+    oracle.write(tmp_path, encoding=encoding, compress=compress, suffixes=False)
+    with HttpStore(tmp_path, content_encoding=compress) as store:
+        oracle.check(store.url)
+        if compress == "gzip":
+            whole = CloudVolume(f"precomputed://{store.url}", progress=False)[:]
+            np.testing.assert_array_equal(np.asarray(whole)[..., 0], oracle.array)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_shards(tmp_path: Path, oracle: Any, ranges: bool) -> None:
+    """Shards are read by range; from a server that ignores Range the answers are the same."""
+    oracle.write(tmp_path, sharding=SHARDING)
+    with HttpStore(tmp_path, ranges=ranges) as store:
+        oracle.check(store.url)
+        assert all(request.range for request in store.requests if request.path.endswith(".shard"))
+
+
+@pytest.mark.parametrize("fault", [
+    Fault("status", 429, retry_after=0), Fault("status", 429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
+    Fault("status", 408), Fault("status", 500), Fault("status", 502), Fault("status", 503, retry_after=0.01),
+    Fault("reset"), Fault("short_body"), Fault("truncated"), Fault("flipped"),
+], ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.retry_after}")
+@pytest.mark.parametrize("path", ["info", CHUNK_NAME])
+def test_passing_faults_are_mended(store: HttpStore, oracle: Any, path: str, fault: Fault) -> None:
+    """Every passing fault of the info or a chunk is mended by asking once more, and the labels are right."""
+    if path == "info" and fault.kind in ("truncated", "flipped"):
+        pytest.skip("nothing in a plain info says so")
+    store.fail(path, fault, times=1)
+    oracle.check(store.url)
+    assert [request.path for request in store.requests].count(path) == 2
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+@pytest.mark.parametrize("fault", [Fault("status", 503), Fault("reset"), Fault("short_body")])
+def test_passing_faults_of_shards_are_mended(tmp_path: Path, oracle: Any, fault: Fault, skip: int) -> None:
+    """The same for a shard's index, its minishard indices and its chunks."""
+    oracle.write(tmp_path, sharding=SHARDING)
+    with HttpStore(tmp_path) as store:
+        store.fail("*/0.shard", fault, skip=skip)
+        oracle.check(store.url)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_short_ranges_are_asked_for_again(tmp_path: Path, oracle: Any, skip: int) -> None:
+    """A range that comes with fewer bytes than its Content-Range says is not believed."""
+    oracle.write(tmp_path, sharding=SHARDING)
+    with HttpStore(tmp_path) as store:
+        store.fail("*/0.shard", Fault("truncated"), skip=skip)
+        oracle.check(store.url)
+
+
+def test_a_flipped_byte_in_a_shard_is_fetched_again(tmp_path: Path, oracle: Any) -> None:
+    """Gzipped data whose check fails is read once more before it is called corrupt."""
+    oracle.write(tmp_path, sharding=SHARDING)
+    with HttpStore(tmp_path) as store:
+        store.fail("*/0.shard", Fault("flipped"), skip=2)
+        oracle.check(store.url)
+
+
+def test_a_permanent_fault_ends_the_call(store: HttpStore, oracle: Any) -> None:
+    """A lasting 500 is a TransportError that names the URL, the answer and the number of tries."""
+    store.fail(CHUNK_NAME, Fault("status", 500), times=None)
+    url = re.escape(f"{store.url}/{CHUNK_NAME}")
+    with pytest.raises(TransportError, match=rf"{url}: the server answered 500 \(tried 6 times\)"):
+        sample_points(store.url, oracle.points())
+    assert [request.path for request in store.requests].count(CHUNK_NAME) == 6
+
+
+def test_no_server_is_said() -> None:
+    """A port where nobody listens is a TransportError with the URL."""
+    with pytest.raises(TransportError, match=r"http://127\.0\.0\.1:9/x/info: .*tried 6 times"):
+        sample_points("http://127.0.0.1:9/x", [1, 2, 3])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("path", ["info", CHUNK_NAME])
+def test_refusals_are_final(store: HttpStore, oracle: Any, path: str, status: int) -> None:
+    """401 and 403 are an AuthorizationError after one request, which says where credentials are looked for."""
+    store.fail(path, Fault("status", status), times=None)
+    with pytest.raises(AuthorizationError, match=rf"{path}: the server answered {status}.*http-secret\.json"):
+        sample_points(store.url, oracle.points())
+    assert [request.path for request in store.requests].count(path) == 1
+
+
+@pytest.mark.parametrize("status", [400, 405, 410, 418])
+def test_other_refusals_are_final(store: HttpStore, oracle: Any, status: int) -> None:
+    """Another answer that no repetition mends ends the call, and is never taken for an absent chunk."""
+    store.fail(CHUNK_NAME, Fault("status", status), times=None)
+    with pytest.raises(TransportError, match=f"expected an answer of 200, found {status}"):
+        sample_points(store.url, oracle.points())
+    assert [request.path for request in store.requests].count(CHUNK_NAME) == 1
+
+
+def test_404(store: HttpStore, oracle: Any) -> None:
+    """A chunk that the server doesn't know is missing_chunk; a volume that it doesn't know is an InputError."""
+    (store.folder / f"{CHUNK_NAME}.gz").unlink()
+    labels, status = sample_points(store.url, [[29, 23, 109], [28, 23, 109]], return_status=True)
+    assert status.tolist() == ["missing_chunk", "ok"]
+    assert labels.tolist() == [None, oracle.array[15, 16, 8]]
+    with pytest.raises(InputError, match=f"no volume at {store.url}/none"):
+        sample_points(f"{store.url}/none", [1, 2, 3])
+
+
+@pytest.mark.parametrize("kind", ["stall", "stall_body"])
+def test_stalls_end_by_the_read_timeout(store: HttpStore, kind: Any) -> None:
+    """A server that goes silent is given up after the read timeout, and asked again."""
+    store.fail(CHUNK_NAME, Fault(kind, seconds=60))
+    waits: list[float] = []
+    source = RetryingSource(HttpSource(store.url, threads=1, read_timeout_seconds=0.3), sleep=waits.append)
+    assert source.fetch(CHUNK_NAME) == StoredObject((store.folder / f"{CHUNK_NAME}.gz").read_bytes(), "gzip")
+    assert len(waits) == 1
+    source.close()
+
+
+def _digests(body: bytes) -> list[dict[str, str]]:
+    crc = base64.b64encode(google_crc32c.value(body).to_bytes(4, "big")).decode()
+    md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+    return [{"x-goog-hash": f"crc32c={crc},md5={md5}"}, {"x-goog-hash": f"crc32c={crc}"}, {"x-goog-hash": f"md5={md5}"},
+            {"Content-MD5": md5}, {"x-goog-hash": f"crc32c={crc}", "Content-MD5": md5}]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_the_stores_checksum_is_held(serve: Callable[..., Any], which: int) -> None:
+    """A body that contradicts x-goog-hash or Content-MD5 is asked for again; one that always does is an error."""
+    headers = _digests(BODY)[which]
+    damaged = BODY[:99] + b"\0" + BODY[100:]
+    server = serve(lambda path, number: (200, headers, damaged if path == "/bad" or number == 0 else BODY))
+    source = RetryingSource(HttpSource(server.url, threads=1), sleep=lambda seconds: None)
+    assert source.fetch("x") == StoredObject(BODY, None)
+    assert len(server.paths) == 2
+    with pytest.raises(TransportError, match="bad: the store says (crc32c|MD5) .* the body received has"):
+        source.fetch("bad")
+    source.close()
+
+
+def test_checksums_are_of_the_stored_bytes(serve: Callable[..., Any]) -> None:
+    """A gzipped object's checksum is that of its compressed bytes, which is how they are asked for."""
+    packed = gzip.compress(BODY)
+    server = serve(lambda path, number: (200, {"Content-Encoding": "gzip"} | _digests(packed)[0], packed))
+    source = RetryingSource(HttpSource(server.url, threads=1))
+    assert source.fetch_stripped("x") == BODY
+    assert "gzip" in server.headers[0]["Accept-Encoding"]
+    source.close()
