@@ -32,11 +32,11 @@ def test_heavy_packages_are_loaded_by_who_uses_them(statement: str, absent: set[
 
 
 def test_modules_stay_small() -> None:
-    """No module of the product has more than 250 lines: past that, look for the second idea in it."""
+    """No module of the product has more than 300 lines: past that, look for the second idea in it."""
     long = {
         str(path.relative_to(ROOT)): lines
         for package in ("pipeline", "tasks", "voxelprobe")
         for path in (ROOT / package).rglob("*.py")
-        if (lines := len(path.read_text().splitlines())) > 250
+        if (lines := len(path.read_text().splitlines())) > 300
     }
     assert not long

@@ -25,6 +25,8 @@ STALL_SECONDS = 120.0
 """How long one item may take before its process is taken for hung."""
 
 _PR_SET_PDEATHSIG = 1
+# A child's exit status after it has reported an item and is not to be trusted with another.
+_RETIRED = 77
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
@@ -51,7 +53,8 @@ def run_isolated(
     """Call `work(0)`, …, `work(count - 1)` in a forked process and return what was wrong, by item.
 
     `work` leaves its results in shared arrays. An item that raises `CorruptDataError`, ends the
-    process or hangs is reported, and the items after it are done by another process.
+    process or hangs is reported, and the items after it are done by another process: native code
+    that met damaged bytes may have damaged its own memory before it noticed.
 
     Parameters
     ----------
@@ -75,8 +78,10 @@ def run_isolated(
         if status == 0 and int(cursor[0]) == count:
             break
         item = max(int(cursor[0]), start)  # it may have ended before its first item
-        wrong[item] = f"{what} {_describe_end(os.waitstatus_to_exitcode(status))} on it"
         start = item + 1
+        if os.waitstatus_to_exitcode(status) == _RETIRED:
+            continue
+        wrong[item] = f"{what} {_describe_end(os.waitstatus_to_exitcode(status))} on it"
     return wrong
 
 
@@ -84,6 +89,7 @@ def _work_until_done(
     work: Callable[[int], None], start: int, count: int, cursor: npt.NDArray[Any], send: int
 ) -> None:
     """Do the items in this forked process, and leave it."""
+    end = 0
     try:
         die_with_parent()
         for item in range(start, count):
@@ -92,13 +98,15 @@ def _work_until_done(
                 work(item)
             except CorruptDataError as error:
                 os.write(send, json.dumps([item, str(error)]).encode() + b"\n")
+                end = _RETIRED
+                return
         cursor[0] = count  # tells this end from an exit(0) inside of an item
     except BaseException as error:
         # Anything else is the parent's to raise.
         os.write(send, json.dumps([-1, _pickle_error(error).hex()]).encode() + b"\n")
     finally:
         # Whatever happens, this copy of the program must not go on with what the parent does next.
-        os._exit(0)
+        os._exit(end)
 
 
 def _pickle_error(error: BaseException) -> bytes:

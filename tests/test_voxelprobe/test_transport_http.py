@@ -18,11 +18,11 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from voxelprobe import AuthorizationError, CorruptDataError, InputError, TransportError, sample_points
+from voxelprobe import AuthorizationError, InputError, TransportError, UnsupportedError, sample_points
 from voxelprobe.testing.http_store import Fault, HttpStore
-from voxelprobe.testing.volumes import chunk_name, write_volume
+from voxelprobe.testing.volumes import chunk_name
 from voxelprobe.transport.http import MAX_REDIRECTS, HttpSource
-from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.protocol import StoredObject
 from voxelprobe.transport.sources import RetryingSource
 
 SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "minishard_index_encoding": "gzip",
@@ -90,33 +90,6 @@ def test_passing_faults_are_mended(store: HttpStore, oracle: Any, path: str, fau
     store.fail(path, fault, times=1)
     oracle.check(store.url)
     assert [request.path for request in store.requests].count(path) == 2
-
-
-@pytest.mark.parametrize("skip", [0, 1, 2])
-@pytest.mark.parametrize("fault", [Fault("status", 503), Fault("reset"), Fault("short_body")])
-def test_passing_faults_of_shards_are_mended(tmp_path: Path, oracle: Any, fault: Fault, skip: int) -> None:
-    """The same for a shard's index, its minishard indices and its chunks."""
-    oracle.write(tmp_path, sharding=SHARDING)
-    with HttpStore(tmp_path) as store:
-        store.fail("*/0.shard", fault, skip=skip)
-        oracle.check(store.url)
-
-
-@pytest.mark.parametrize("skip", [0, 1, 2])
-def test_short_ranges_are_asked_for_again(tmp_path: Path, oracle: Any, skip: int) -> None:
-    """A range that comes with fewer bytes than its Content-Range says is not believed."""
-    oracle.write(tmp_path, sharding=SHARDING)
-    with HttpStore(tmp_path) as store:
-        store.fail("*/0.shard", Fault("truncated"), skip=skip)
-        oracle.check(store.url)
-
-
-def test_a_flipped_byte_in_a_shard_is_fetched_again(tmp_path: Path, oracle: Any) -> None:
-    """Gzipped data whose check fails is read once more before it is called corrupt."""
-    oracle.write(tmp_path, sharding=SHARDING)
-    with HttpStore(tmp_path) as store:
-        store.fail("*/0.shard", Fault("flipped"), skip=2)
-        oracle.check(store.url)
 
 
 def test_a_permanent_fault_ends_the_call(store: HttpStore, oracle: Any) -> None:
@@ -203,3 +176,69 @@ def test_checksums_are_of_the_stored_bytes(serve: Callable[..., Any]) -> None:
     assert source.fetch_stripped("x") == BODY
     assert "gzip" in server.headers[0]["Accept-Encoding"]
     source.close()
+
+
+def test_redirects_are_followed(store: HttpStore, serve: Callable[..., Any], oracle: Any) -> None:
+    """A server that sends on to another is followed, with the range of a shard kept."""
+    server = serve(lambda path, number: (302, {"Location": store.url + path}, b""))
+    oracle.check(server.url)
+    source = HttpSource(server.url, threads=1)
+    assert source.fetch("info", 3, 9) == StoredObject((store.folder / "info").read_bytes()[3:9], None)
+    source.close()
+
+
+def test_redirects_have_an_end(serve: Callable[..., Any]) -> None:
+    """More than five redirects are a TransportError at once, not a loop."""
+    server = serve(lambda path, number: (302, {"Location": f"/{number}"}, b""))
+    with pytest.raises(TransportError, match=f"info: more than {MAX_REDIRECTS} redirects"):
+        sample_points(server.url, [1, 2, 3])
+    assert len(server.paths) == MAX_REDIRECTS + 1
+
+
+def test_credentials_do_not_follow_to_another_host(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect to another host doesn't take the password with it."""
+    monkeypatch.setattr("voxelprobe.transport.http._basic_credentials", lambda: "Basic c2VjcmV0")
+    other = serve(lambda path, number: (200, {}, BODY))
+    elsewhere = other.url.replace("127.0.0.1", "localhost")
+    server = serve(lambda path, number: (302, {"Location": f"{elsewhere}/x"}, b""))
+    source = HttpSource(server.url, threads=1)
+    assert source.fetch("x") == StoredObject(BODY, None)
+    assert server.headers[0]["Authorization"] == "Basic c2VjcmV0"
+    assert other.headers[0]["Authorization"] is None
+    source.close()
+
+
+def test_an_unknown_content_encoding_is_said(serve: Callable[..., Any]) -> None:
+    """A body in an encoding that nobody knows is an error with its name, never a label."""
+    server = serve(lambda path, number: (200, {"Content-Encoding": "snappy"}, b"xx"))
+    with pytest.raises(UnsupportedError, match="'snappy' is not one of"):
+        sample_points(server.url, [1, 2, 3])
+
+
+def test_passwords_come_from_http_secret(tmp_path: Path, oracle: Any) -> None:
+    """User and password of http-secret.json below CLOUD_VOLUME_DIR open a volume that is closed without them."""
+    oracle.write(tmp_path / "seg", compress="gzip")
+    (tmp_path / "home/secrets").mkdir(parents=True)
+    (tmp_path / "home/secrets/http-secret.json").write_text(json.dumps({"user": "ann", "password": "b:c €"}))
+    code = "import sys, voxelprobe; print(voxelprobe.sample_points(sys.argv[1], [13, 7, 101]))"
+    with HttpStore(tmp_path / "seg", require_basic_auth=("ann", "b:c €")) as store:
+        with pytest.raises(AuthorizationError, match="answered 401"):
+            sample_points(store.url, [13, 7, 101])
+        store.clear()
+        said = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, text=True, check=False,
+                              env=os.environ | {"CLOUD_VOLUME_DIR": str(tmp_path / "home")})
+        assert said.stdout.strip() == f"[{oracle.array[0, 0, 0]}]", said.stderr
+        assert len(store.requests) == 2
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "expected JSON"), ("[1]", "expected `user` and `password`"),
+                                                  ('{"user": "ann"}', r"expected .*, found \['user'\]")])
+def test_a_broken_secret_is_said(tmp_path: Path, content: str, message: str) -> None:
+    """A secret's file that can't be understood is an AuthorizationError that names it, without its content."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/http-secret.json").write_text(content)
+    code = "import voxelprobe\ntry: voxelprobe.sample_points('http://127.0.0.1:9/x', [1, 2, 3])\n" \
+           "except voxelprobe.AuthorizationError as error: print(error)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=os.environ | {"CLOUD_VOLUME_DIR": str(tmp_path)})
+    assert re.match(f"http-secret.json: {message}", said.stdout), said

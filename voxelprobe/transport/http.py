@@ -149,11 +149,13 @@ def _basic_credentials() -> str | None:
     if not any(os.path.exists(os.path.join(folder, SECRET_FILE)) for folder in _secret_folders()):
         return None
     from cloudfiles.secrets import http_credentials
-    from urllib3.util import make_headers
 
-    secret = http_credentials() or {}
-    if "user" not in secret or "password" not in secret:
-        raise AuthorizationError(f"{SECRET_FILE}: expected `user` and `password`, found {sorted(secret)}")
-    return make_headers(basic_auth=f"{secret['user']}:{secret['password']}")["authorization"]
-
-
+    try:
+        secret = http_credentials() or {}
+        user, password = secret["user"], secret["password"]
+    except ValueError as error:
+        raise AuthorizationError(f"{SECRET_FILE}: expected JSON, found: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise AuthorizationError(f"{SECRET_FILE}: expected `user` and `password`, found {list(secret)}") from error
+    # UTF-8, as RFC 7617 has it: urllib3's own helper ends in a UnicodeEncodeError beyond Latin-1.
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -16,13 +16,13 @@ class LocalSource:
     def __init__(self, folder: Path) -> None:
         self.url = f"file://{folder}"
         self._folder = folder
-        # Most volumes use one suffix throughout: the one that served last is tried first.
-        self._suffixes = LOCAL_SUFFIXES
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
         """Return a file's bytes, or a range of them; None if there is neither `path` nor a suffixed one."""
         base = os.path.join(self._folder, path)
-        for suffix, encoding in self._suffixes:
+        # Always in this order. Where `NAME` and `NAME.gz` both lie, from a volume written twice, trying first what
+        # served last, as cloud-files does, makes the label depend on which thread came first.
+        for suffix, encoding in LOCAL_SUFFIXES:
             try:
                 content = _read(base + suffix, start, end)
             except (FileNotFoundError, NotADirectoryError):
@@ -33,8 +33,6 @@ class LocalSource:
                 raise TransportError(f"{base}{suffix}: expected a file, found a folder") from error
             except OSError as error:
                 raise RetryableError(f"{base}{suffix}: {error.strerror or error}") from error
-            if self._suffixes[0][0] != suffix:
-                self._suffixes = tuple(sorted(LOCAL_SUFFIXES, key=lambda entry: entry[0] != suffix))
             return StoredObject(content, encoding)
         return None
 

@@ -131,7 +131,7 @@ def _strip_gzip_members(content: bytes, limit: int) -> bytes:
 
     pieces, total = [], 0
     try:
-        with igzip.open(BytesIO(content), "rb") as file:  # type: ignore[no-untyped-call]
+        with igzip.open(BytesIO(content), "rb") as file:
             while piece := file.read(2**20):
                 pieces.append(piece)
                 total += len(piece)
