@@ -44,6 +44,13 @@ class SamplePoints(OutputTask):
             )
 
 
+@luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
+def _say_that_a_worker_died(task: luigi.Task, message: str) -> None:
+    # Luigi logs it as information, which is not shown: an end without a word.
+    logger.error("%s: its process was killed (out of memory?): %s; the same command goes on from here",
+                 task.get_task_family(), message.rsplit(" ", 3)[-1])
+
+
 @SamplePoints.event_handler(luigi.Event.DEPENDENCY_PRESENT)
 def _say_that_nothing_is_to_do(task: SamplePoints) -> None:
     folder, name = task.engine_run.output(task.output)

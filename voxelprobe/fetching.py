@@ -42,7 +42,7 @@ class FetchReport:
     Attributes
     ----------
     chunks, cached, fetched, absent
-        Needed; found in the cache; asked of the store; of all needed, those that the store doesn't have.
+        Needed; found in the cache; asked of the store; of those asked for, what the store doesn't have.
     requests, bytes, retries
         What went over the wire.
     corrupt

@@ -11,9 +11,15 @@ from voxelprobe.arrays import Int64, UInt64
 from voxelprobe.cache.protocol import ABSENT
 from voxelprobe.errors import CorruptDataError
 from voxelprobe.opening import Volume
-from voxelprobe.sharding.index import parse_minishard_index, parse_shard_index, shard_index_bytes
+from voxelprobe.sharding.index import (
+    MAX_MINISHARD_INDEX_BYTES,
+    parse_minishard_index,
+    parse_shard_index,
+    shard_index_bytes,
+)
 from voxelprobe.sharding.locate import locate_chunks, shard_file_name
 from voxelprobe.sharding.spec import Sharding
+from voxelprobe.transport.protocol import StoredObject
 from voxelprobe.transport.ranges import Span, coalesce_ranges
 from voxelprobe.transport.sources import RetryingSource
 from voxelprobe.transport.wrappers import strip_compression
@@ -67,10 +73,18 @@ class ShardFetcher:
             starts, ends = self._find(part)
         except CorruptDataError as error:
             return [SpanJob(part.name, None, [(chunk, error) for chunk in part.chunks.tolist()])]
-        stored = np.flatnonzero(starts >= 0)
-        absent: list[tuple[int, bytes | CorruptDataError]]
-        absent = [(chunk, ABSENT) for chunk in part.chunks[starts < 0].tolist()]
-        jobs = [SpanJob(part.name, None, absent)] if absent else []
+        too_long = ends - starts > self._max_bytes
+        stored = np.flatnonzero((starts >= 0) & ~too_long)
+        known: list[tuple[int, bytes | CorruptDataError]]
+        known = [(chunk, ABSENT) for chunk in part.chunks[starts < 0].tolist()]
+        # A damaged index must not make us ask for, or allocate, what it promises.
+        known += [
+            (int(part.chunks[i]), CorruptDataError(
+                f"shard {self._source.url}/{part.name}: expected a chunk of at most {self._max_bytes} bytes, "
+                f"found an index that says {ends[i] - starts[i]}"))
+            for i in np.flatnonzero(too_long)
+        ]
+        jobs = [SpanJob(part.name, None, known)] if known else []
         chunks, starts, ends = part.chunks[stored].tolist(), starts[stored], ends[stored]
         for span in coalesce_ranges(starts, ends, max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES):
             pieces = [(chunks[m], int(starts[m]) - span.start, int(ends[m]) - span.start) for m in span.members]
@@ -105,13 +119,20 @@ class ShardFetcher:
         answer = self._source.fetch(name, 0, index_bytes)
         if answer is None:
             return starts, ends
+        self._check_plain(name, answer)
         try:
             index = parse_shard_index(answer.content, self._spec)
         except CorruptDataError as error:
             raise CorruptDataError(f"index of shard {self._source.url}/{name}: {error}") from error
         needed, where = np.unique(part.minishards, return_inverse=True)
         ranges = index[needed.astype(np.int64)]
-        stored = np.flatnonzero(ranges[:, 1] > ranges[:, 0])
+        lengths = ranges[:, 1] - ranges[:, 0]
+        if (longest := int(lengths.max())) > MAX_MINISHARD_INDEX_BYTES:
+            raise CorruptDataError(
+                f"index of shard {self._source.url}/{name}: expected minishard indices of at most "
+                f"{MAX_MINISHARD_INDEX_BYTES} bytes, found one of {longest}"
+            )
+        stored = np.flatnonzero(lengths)
         for span in coalesce_ranges(
             ranges[stored, 0], ranges[stored, 1], max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES
         ):
@@ -136,13 +157,18 @@ class ShardFetcher:
             return b""
         for _ in range(2):
             answer = self._source.fetch(name, start, end)
-            if answer is not None and answer.encoding is not None:
-                raise CorruptDataError(
-                    f"shard {self._source.url}/{name}: expected bytes as they are, found them sent as {answer.encoding}"
-                )
-            if answer is not None and len(answer.content) == end - start:
-                return answer.content
+            if answer is not None:
+                self._check_plain(name, answer)
+                if len(answer.content) == end - start:
+                    return answer.content
         found = 0 if answer is None else len(answer.content)
         raise CorruptDataError(
             f"shard {self._source.url}/{name}: expected {end - start} bytes from {start}, found {found}"
         )
+
+    def _check_plain(self, name: str, answer: StoredObject) -> None:
+        """Raise if a shard is stored compressed as a whole: ranges of that are ranges of something else."""
+        if answer.encoding is not None:
+            raise CorruptDataError(
+                f"shard {self._source.url}/{name}: expected bytes as they are, found them sent as {answer.encoding}"
+            )

@@ -79,7 +79,7 @@ def run_isolated(
             break
         item = max(int(cursor[0]), start)  # it may have ended before its first item
         start = item + 1
-        if os.waitstatus_to_exitcode(status) == _RETIRED:
+        if os.waitstatus_to_exitcode(status) == _RETIRED and item in wrong:
             continue
         wrong[item] = f"{what} {_describe_end(os.waitstatus_to_exitcode(status))} on it"
     return wrong

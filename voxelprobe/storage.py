@@ -89,14 +89,32 @@ class Folder:
         if self.location.path is None:
             url = f"{self.location.url}/{name}"
             try:
-                head = open_cloud_files(self.location.url).head(name)
+                # Not `head`: for an absent object it fails on GCS and in memory.
+                size = open_cloud_files(self.location.url).size(name)
             except Exception as error:
                 raise translate_error(error, url) from error
-            return None if head is None else int(head["Content-Length"])
+            return None if size is None else int(size)
         try:
             return self.path(name).stat().st_size
         except (OSError, ValueError):  # a name that no file can have
             return None
+
+    def version(self, name: str) -> str | None:
+        """Return what changes when a file is replaced, also by one of the same size; None if there is none."""
+        if self.location.path is None:
+            url = f"{self.location.url}/{name}"
+            try:
+                files = open_cloud_files(self.location.url)
+                # `head` of an absent object fails on GCS and in memory.
+                head = None if files.size(name) is None else files.head(name)
+            except Exception as error:
+                raise translate_error(error, url) from error
+            return None if head is None else f"{head['Content-Length']} {head.get('ETag', '')}"
+        try:
+            stat = self.path(name).stat()
+        except (OSError, ValueError):
+            return None
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def local_copy(self, name: str) -> Path:
         """Return a local path with a file's content: the file itself, or a download of it.

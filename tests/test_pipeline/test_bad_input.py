@@ -73,15 +73,16 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("unit of nothing", {"coord_resolution": "0,4,40"}, ("coord-resolution '0,4,40': expected nm, or",)),
     ("unit in words", {"coord_resolution": "voxels"}, ("coord-resolution 'voxels': expected nm, or",)),
     ("wrong choice", {"missing_chunks": "zero"}, ("missing-chunks 'zero': expected one of null, error",)),
-    ("output of no known format", {"output": "labels.xlsx"}, ("labels.xlsx: expected a name that ends in", "found .xlsx")),
+    ("output of no known format", {"output": "labels.xlsx"}, ("labels.xlsx: expected a name that ends", "found .xlsx")),
     ("nested column into CSV", {"output": "labels.csv"}, ("CSV can't hold the column tags (list<",)),
     ("output on a web server", {"output": "https://host/a.parquet"}, ("expected a local path or a bucket",)),
     ("cache on a bucket", {"cache": "gs://bucket/cache"}, ("cache gs://bucket/cache: expected a local folder",)),
 ]
 
 
-@pytest.mark.parametrize(("parameters", "expected"), [case[1:] for case in SETTINGS], ids=[case[0] for case in SETTINGS])
-def test_wrong_settings(parameters: dict[str, Any], expected: tuple[str, ...], cli: Any, volume: Path, points: Path) -> None:
+@pytest.mark.parametrize(("name", "parameters", "expected"), SETTINGS, ids=[case[0] for case in SETTINGS])
+def test_wrong_settings(name: str, parameters: dict[str, Any], expected: tuple[str, ...], cli: Any, volume: Path,
+                        points: Path) -> None:
     """A setting that can't be met ends the run with a message on it, before anything is fetched."""
     outcome = cli.run(**({"volume": volume, "points": points} | parameters))
     check_refused(outcome, *expected)
@@ -99,7 +100,7 @@ def test_a_required_parameter_is_missing(missing: str, cli: Any, volume: Path, p
 
 @pytest.mark.parametrize(("given", "missing"), [("volume", "points"), ("points", "volume")])
 def test_the_demo_is_not_mixed_with_other_data(given: str, missing: str, cli: Any, volume: Path, points: Path) -> None:
-    """In the checkout, one's own volume isn't sampled at the demo's points, nor the demo's volume at one's own points."""
+    """In the checkout, one's own volume isn't sampled at the demo's points, nor the demo's at one's own."""
     outcome = cli.run(cwd=CHECKOUT, **{given: {"volume": volume, "points": points}[given]})
     check_refused(outcome, f"--{missing} is missing")
 
@@ -114,7 +115,8 @@ def other_unit(voxels: Any, name: str) -> Any:
     ("8,8,40", "--coord-resolution 8,8,40 would put 100.0% of them inside"),
     ("order", "columns in the order z,y,x would put 100.0% of them inside"),
 ])
-def test_wrong_unit_or_axis_order(name: str, advice: str, cli: Any, volume: Path, voxels: Any, write_points: Any) -> None:
+def test_wrong_unit_or_axis_order(name: str, advice: str, cli: Any, volume: Path, voxels: Any,
+                                  write_points: Any) -> None:
     """Points in another unit or order are found out before any chunk is asked for, with what would fit and how well."""
     with HttpStore(volume) as store:
         outcome = cli.run(volume=store.url, points=write_points(cli.folder / "p.parquet", other_unit(voxels, name)))
@@ -122,7 +124,8 @@ def test_wrong_unit_or_axis_order(name: str, advice: str, cli: Any, volume: Path
         assert {request.path for request in store.requests} == {"info"}
 
 
-def test_points_that_fit_nowhere_are_answered(cli: Any, volume: Path, voxels: Any, write_points: Any, read_table: Any) -> None:
+def test_points_that_fit_nowhere_are_answered(cli: Any, volume: Path, voxels: Any, write_points: Any,
+                                              read_table: Any) -> None:
     """Points that no unit would put inside are no mistake to stop for: all are out of bounds, with a warning."""
     outcome = cli.run(volume=volume, points=write_points(cli.folder / "p.npy", other_unit(voxels, "nowhere")))
     assert outcome.code == 0
@@ -159,7 +162,7 @@ def test_missing_codec_package(cli: Any, volume: Path, points: Path, shim: Any) 
 
 @pytest.mark.parametrize("clash", ["label", "status"])
 def test_result_column_clash(clash: str, cli: Any, volume: Path, voxels: Any, write_points: Any) -> None:
-    """A column of the user's is never replaced by one of the result's: the clash is named before anything is fetched."""
+    """A user's column is never replaced by one of the result's: the clash is named before anything is fetched."""
     table = pa.table({"x": voxels[:, 0], "y": voxels[:, 1], "z": voxels[:, 2], clash: np.arange(len(voxels))})
     outcome = cli.run(volume=volume, points=write_points(cli.folder / "p.parquet", table))
     check_refused(outcome, f"already has the column {clash}, which the result adds")

@@ -18,7 +18,7 @@ from voxelprobe.testing.http_store import HttpStore, Request
 from voxelprobe.testing.volumes import write_volume
 
 SHAPE, CHUNK = (64, 48, 32), (16, 16, 16)
-# One in each of several chunk groups: the first, one in the middle, the last.
+# The chunk that goes wrong.
 DAMAGED = "4_4_40/16-32_16-32_0-16"
 
 
@@ -62,14 +62,14 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("path", [DAMAGED, "info"])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("path", "name"), [
+    *((DAMAGED, name) for name in FAULTS),
+    ("info", "503 a few times"), ("info", "connection reset"), ("info", "short body"),
+])
 def test_passing_faults_are_got_over(name: str, path: str, cli: Any, store: HttpStore, points: Path, array: Any,
                                      voxels: Any) -> None:
     """A fault that another try mends is tried again, and costs nothing but that."""
     fault, times = FAULTS[name]
-    if path == "info" and fault.kind in ("truncated", "flipped"):
-        pytest.skip("nothing tells that a plain info was damaged so")
     store.fail(path, fault, times=times)
     check_right(cli, cli.run(volume=store.url, points=points), array, voxels)
     asked = [request.path for request in store.requests]
@@ -135,7 +135,8 @@ def test_a_store_that_stays_down(cli: Any, store: HttpStore, points: Path, array
 
 
 @pytest.mark.parametrize("gzipped", [False, True], ids=["plain", "gzip"])
-def test_a_server_without_ranges(gzipped: bool, cli: Any, points: Path, array: Any, voxels: Any, tmp_path: Path) -> None:
+def test_a_server_without_ranges(gzipped: bool, cli: Any, points: Path, array: Any, voxels: Any,
+                                 tmp_path: Path) -> None:
     """A simple server that answers every range with the whole shard costs bytes, not rightness."""
     kind = "gzip" if gzipped else "raw"
     sharding = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 1, "data_encoding": kind,
@@ -154,9 +155,9 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("encoding", CORRUPT)
-def test_a_corrupt_chunk(encoding: str, cli: Any, other_cli: Any, points: Path, array: Any, voxels: Any, tmp_path: Path,
-                         ) -> None:
-    """A corrupt chunk is named and costs its own points only; a re-run asks for it alone, and heals when it is repaired."""
+def test_a_corrupt_chunk(encoding: str, cli: Any, other_cli: Any, points: Path, array: Any, voxels: Any,
+                         tmp_path: Path) -> None:
+    """A corrupt chunk is named and costs its own points only; a re-run asks for it alone, and may heal."""
     write_volume(tmp_path / "seg", array, encoding=encoding, chunk_size=CHUNK, compress="gzip")  # type: ignore[arg-type]
     file = tmp_path / "seg" / (DAMAGED + ".gz")
     good = file.read_bytes()
@@ -193,7 +194,8 @@ def test_damage_that_a_checksum_shows(cli: Any, points: Path, array: Any, voxels
     assert "chunk 16-32_16-32_0-16" in outcome.err
     statuses = pq.read_table(cli.result)["status"].value_counts().to_pylist()
     inside = int((voxels // 16 == (1, 1, 0)).all(axis=1).sum())
-    assert {entry["values"]: entry["counts"] for entry in statuses} == {"ok": len(voxels) - inside, "corrupt_chunk": inside}
+    counts = {entry["values"]: entry["counts"] for entry in statuses}
+    assert counts == {"ok": len(voxels) - inside, "corrupt_chunk": inside}
     store.heal()
     store.clear()
     check_right(cli, cli.run(volume=store.url, points=points), array, voxels)

@@ -39,7 +39,7 @@ def groups_of(cli: Any) -> int:
 
 
 def test_a_job_array(cli: Any, data: dict[str, Path], array: Any, voxels: Any) -> None:
-    """After the plan, jobs of a group each at the same time do all the work; SamplePoints merges and fetches nothing."""
+    """After the plan, jobs of a group each, all at once, do the work; SamplePoints merges and fetches nothing."""
     with HttpStore(data["volume"]) as store:
         run = {"volume": store.url, "points": data["points"]}
         assert cli.run("PlanChunkGroups", **run).code == 0
@@ -92,6 +92,7 @@ def test_a_volume_from_the_configuration(place: str, cli: Any, data: dict[str, P
     assert cli.run("SampleChunkGroup", group=0, **more).code == 0
     outcome = cli.run(**more)
     assert outcome.code == 0, outcome.err
-    provenance = json.loads(pq.read_schema(cli.result).metadata[b"voxelprobe"])  # one run: the parts had the same settings
+    # There is one run: the parts had the same settings.
+    provenance = json.loads(pq.read_schema(cli.result).metadata[b"voxelprobe"])
     assert (provenance["missing_chunks"], provenance["coord_resolution_nm"]) == ("error", ["4", "4", "40"])
     assert pq.read_table(cli.result)["label"].to_pylist() == array[tuple(voxels.T)].tolist()

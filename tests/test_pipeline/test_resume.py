@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sqlite3
@@ -108,8 +107,7 @@ def test_killed_at_the_moment_a_file_appears(stage: str, moment: str, cli: Any, 
 STAGES = {"plan": "plan.lock", "fetch": "fetch-001.lock", "decode": "decode-001.lock", "merge": "merge-*.lock"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "workers"), [*((stage, 1) for stage in STAGES), ("fetch", 2), ("decode", 2)])
 def test_killed_in_each_stage(stage: str, workers: int, cli: Any, case: Case, wait_until: Any) -> None:
     """Killed with -9 while a stage is at work, the same command finishes the run."""
     process = cli.start(volume=case.volume, points=case.points, workers=workers)
@@ -174,12 +172,13 @@ def test_committed_chunks_are_not_fetched_again(answered: int, workers: int, cli
         assert not committed & asked.keys()
         del asked["info"]
         assert set(asked.values()) == {1}
-        assert committed | asked.keys() == {chunk_name(info["scales"][0], grid) for grid, _ in iterate_chunks(SHAPE, CHUNK)}
+        every = {chunk_name(info["scales"][0], grid) for grid, _ in iterate_chunks(SHAPE, CHUNK)}
+        assert committed | asked.keys() == every
     assert cli.result.read_bytes() == other_cli.result.read_bytes()
 
 
 def test_other_points_find_the_chunks_in_the_cache(cli: Any, array: Any, tmp_path: Path, write_points: Any) -> None:
-    """A run with other points over the same volume asks for the info, and for no chunk that is known, absent ones included."""
+    """Another run over the same volume asks for the info, and for no chunk that is known, absent ones included."""
     write_volume(tmp_path / "seg", array, chunk_size=CHUNK, skip_chunks={(1, 1, 1)})
     first, second = (np.random.default_rng(seed).integers(0, SHAPE, (5000, 3)) for seed in (4, 5))
     with HttpStore(tmp_path / "seg") as store:
@@ -193,60 +192,3 @@ def test_other_points_find_the_chunks_in_the_cache(cli: Any, array: Any, tmp_pat
     expected = array[tuple(second.T)].astype(object)
     expected[(second // 16 == 1).all(axis=1)] = None
     assert table["label"].to_pylist() == expected.tolist()
-
-
-def processes_below(parent: int) -> set[int]:
-    """Return the ids of a process's descendants."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(entry.parent.name)] = int(fields[1])
-    found = {child for child, above in parents.items() if above == parent}
-    return found.union(*(processes_below(child) for child in found))
-
-
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_children_end_with_their_parent(number: signal.Signals, cli: Any, case: Case, wait_until: Any) -> None:
-    """A signal to the parent alone ends every process of the run, and the same command finishes it."""
-    with HttpStore(case.volume) as store:
-        store.fault_for = lambda request: Fault("stall", seconds=600) if len(store.requests) > 20 else None
-        process = cli.start(volume=store.url, points=case.points, workers=2, fetch_threads=2)
-        wait_until(lambda: len(store.requests) > 22, "fetches that stall", pause=0.02)
-        wait_until(lambda: len(processes_below(process.pid)) >= 2, "two workers", pause=0.02)
-        children = processes_below(process.pid)
-        os.kill(process.pid, number)
-        outcome = cli.wait(process)
-        assert outcome.code != 0
-        wait_until(lambda: not any(map(is_running, children)), "the children's end", 20, pause=0.02)
-        store.fault_for = None
-        outcome = cli.run(volume=store.url, points=case.points, workers=2, fetch_threads=2)
-        assert outcome.code == 0, outcome.err
-
-
-def test_two_commands_at_the_same_time(cli: Any, case: Case) -> None:
-    """Two processes on one run both end well, and leave one right table."""
-    both = [cli.start(volume=case.volume, points=case.points, fetch_threads=threads) for threads in (3, 4)]
-    outcomes = [cli.wait(process) for process in both]
-    assert [outcome.code for outcome in outcomes] == [0, 0], "\n".join(outcome.err for outcome in outcomes)
-    check_finishes(cli, case)
-
-
-def test_the_very_same_command_twice_at_the_same_time(cli: Any, case: Case) -> None:
-    """Of two commands that are the same to the letter, one may say that the other is running; one makes the table."""
-    both = [cli.start(volume=case.volume, points=case.points) for _ in range(2)]
-    outcomes = [cli.wait(process) for process in both]
-    codes = {outcome.code for outcome in outcomes}
-    assert 0 in codes
-    assert codes <= {0, 10}, "\n".join(outcome.err for outcome in outcomes)
-    check_finishes(cli, case)

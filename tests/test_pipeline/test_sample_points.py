@@ -79,7 +79,8 @@ def test_every_status_in_one_table(cli: Any, array: Any, write_points: Any, read
         (x0 + 32, y0, z0, "missing_chunk"), (x0 + 63, y0 + 31, z0 + 15, "missing_chunk"),
         (x1 - 1, y1 - 1, z1 - 1, "missing_chunk"),
         (None, y0, z0, "invalid_coordinate"), (x0, nan, z0, "invalid_coordinate"), (x0, y0, inf, "invalid_coordinate"),
-        (-inf, y0, z0, "invalid_coordinate"), (None, None, None, "invalid_coordinate"), (far, nan, z0, "invalid_coordinate"),
+        (-inf, y0, z0, "invalid_coordinate"), (None, None, None, "invalid_coordinate"),
+        (far, nan, z0, "invalid_coordinate"),
     ]
     table = pa.table({axis: pa.array([case[i] for case in cases], pa.float64()) for i, axis in enumerate("xyz")})
     outcome = cli.run(volume=cli.folder / "holes", points=write_points(cli.folder / "p.parquet", table))
@@ -156,7 +157,7 @@ def test_several_points_a_row(form: str, cli: Any, volume: Path, array: Any, vox
 
 
 def test_the_schema_says_where_the_values_came_from(cli: Any, volume: Path, voxels: Any, write_points: Any) -> None:
-    """The metadata names volume, mip, fingerprints and run key beside the user's own, and holds nothing of the clock."""
+    """The metadata names volume, mip, fingerprints and run key beside the user's own; nothing of the clock."""
     table = pa.table({axis: voxels[:, i] for i, axis in enumerate("xyz")}).replace_schema_metadata({"lab": "ours"})
     assert cli.run(volume=volume, points=write_points(cli.folder / "p.parquet", table)).code == 0
     metadata = pq.read_schema(cli.result).metadata
@@ -166,7 +167,7 @@ def test_the_schema_says_where_the_values_came_from(cli: Any, volume: Path, voxe
     assert provenance["run_key"][:12] in cli.run_folder.name
     assert provenance["volume"] == f"file://{volume}"
     assert (provenance["mip"], provenance["resolution_nm"], provenance["encoding"]) == (0, [4, 4, 40], "raw")
-    assert provenance["info_fingerprint"] and provenance["points_fingerprint"] and provenance["algorithm_version"]
+    assert all(provenance[name] for name in ("info_fingerprint", "points_fingerprint", "algorithm_version"))
     clock = re.compile(r"time|date|second|20\d\d-\d\d|host|pid", re.IGNORECASE)
     text = json.dumps({name: value for name, value in provenance.items() if name != "volume"})
     assert not clock.search(re.sub(r"[0-9a-f]{32}", "", text))

@@ -39,7 +39,9 @@ def voxels() -> npt.NDArray[np.int64]:
     return np.concatenate([[[0, 0, 0], [s - 1 for s in SHAPE]], points]) + OFFSET
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [("float32", 1), ("float32", 3), ("int64", 1), ("uint64", 2), ("uint8", 1)])
+@pytest.mark.parametrize(("dtype", "channels"), [
+    ("float32", 1), ("float32", 3), ("int64", 1), ("uint64", 2), ("uint8", 1),
+])
 def test_labels_keep_the_volumes_type(dtype: str, channels: int, cli: Any, voxels: Any, write_points: Any) -> None:
     """Labels are of the volume's own type and exact to the last bit, in one column a channel."""
     array = draw(dtype, channels)
@@ -67,41 +69,45 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("encoding", "dtype", "storage"), KINDS, ids=lambda case: "sharded" if "sharding" in case else str(case))
+@pytest.mark.parametrize(("encoding", "dtype", "storage"), KINDS,
+                         ids=lambda case: case if isinstance(case, str) else next(iter(case)))
 def test_encodings_and_storage(encoding: str, dtype: str, storage: dict[str, Any], cli: Any, voxels: Any,
                                write_points: Any) -> None:
     """Whatever the encoding, the compression and the files, the labels are the array's."""
     array = blocks(dtype)
     write_volume(cli.folder / "seg", array, encoding=encoding, chunk_size=CHUNK, voxel_offset=OFFSET, **storage)  # type: ignore[arg-type]
-    outcome = cli.run(volume=f"precomputed://file://{cli.folder}/seg", points=write_points(cli.folder / "p.npy", voxels))
+    points = write_points(cli.folder / "p.npy", voxels)
+    outcome = cli.run(volume=f"precomputed://file://{cli.folder}/seg", points=points)
     assert outcome.code == 0, outcome.err
     assert pq.read_table(cli.result)["label"].to_pylist() == array[tuple((voxels - OFFSET).T)].tolist()
 
 
 UNITS: list[tuple[str, dict[str, Any], tuple[str, str, str], int]] = [
     ("voxels of mip 0", {}, ("4", "4", "40"), 0),
+    ("voxels of mip 0, fractions", {}, ("4", "4", "40"), 0),
     ("mip 1 by its index", {"mip": 1}, ("4", "4", "40"), 1),
     ("mip 1 by its resolution", {"mip": "8,8,40"}, ("4", "4", "40"), 1),
     ("voxels of mip 1, read at mip 0", {"coord_resolution": "8,8,40"}, ("8", "8", "40"), 0),
     ("voxels of mip 1, read at mip 1", {"coord_resolution": "8,8,40", "mip": 1}, ("8", "8", "40"), 1),
     ("nm", {"coord_resolution": "nm"}, ("1", "1", "1"), 0),
+    ("nm, fractions", {"coord_resolution": "nm"}, ("1", "1", "1"), 0),
     ("nm, read at mip 1", {"coord_resolution": "nm", "mip": "8,8,40"}, ("1", "1", "1"), 1),
     ("a fractional unit", {"coord_resolution": "17.2,17.2,30"}, ("17.2", "17.2", "30"), 0),
+    ("a fractional unit, fractions", {"coord_resolution": "17.2,17.2,30"}, ("17.2", "17.2", "30"), 0),
 ]
 
 
-@pytest.mark.parametrize("floating", [False, True], ids=["whole", "fractions"])
-@pytest.mark.parametrize(("parameters", "unit", "mip"), [case[1:] for case in UNITS], ids=[case[0] for case in UNITS])
-def test_units_and_scales(parameters: dict[str, Any], unit: tuple[str, str, str], mip: int, floating: bool, cli: Any,
+@pytest.mark.parametrize(("name", "parameters", "unit", "mip"), UNITS, ids=[case[0] for case in UNITS])
+def test_units_and_scales(name: str, parameters: dict[str, Any], unit: tuple[str, str, str], mip: int, cli: Any,
                           volume: Path, array: Any, write_points: Any, read_table: Any) -> None:
     """A point is in the voxel that exact arithmetic finds, for every unit, scale and fraction of a voxel."""
     rng = np.random.default_rng(6)
     sizes = [Fraction(size) for size in unit]
     low = [float(o * r / size) for o, r, size in zip(OFFSET, RESOLUTION, sizes, strict=True)]
     high = [float((o + n) * r / size) for o, n, r, size in zip(OFFSET, SHAPE, RESOLUTION, sizes, strict=True)]
-    # Eighths are exact in binary.
     points = rng.uniform(low, high, (300, 3))
-    points = np.floor(points * 8) / 8 if floating else np.floor(points).astype(np.int64)
+    # Eighths are exact in binary.
+    points = np.floor(points * 8) / 8 if "fractions" in name else np.floor(points).astype(np.int64)
     factor = [1, 2][mip]
     scale, shape = array[::factor, ::factor], (SHAPE[0] // factor, SHAPE[1] // factor, SHAPE[2])
     resolution, offset = (4 * factor, 4 * factor, 40), (OFFSET[0] // factor, OFFSET[1] // factor, OFFSET[2])

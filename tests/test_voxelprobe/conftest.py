@@ -142,8 +142,8 @@ class S3:
                                    aws_secret_access_key="secret", region_name="us-east-1")
         self.client.create_bucket(Bucket=bucket)
 
-    def upload(self, folder: Path, prefix: str, *, content_encoding: str | None = None) -> str:
-        """Return the cloudpath of a copy of a folder; `.gz` and the like become `Content-Encoding`, as a bucket has it."""
+    def upload(self, folder: Path, prefix: str) -> str:
+        """Return the cloudpath of a copy of a folder; `.gz` and the like become `Content-Encoding`, as in a bucket."""
         suffixes = {".gz": "gzip", ".br": "br", ".zstd": "zstd"}
         for path in folder.rglob("*"):
             if path.is_file():
@@ -154,7 +154,7 @@ class S3:
                 self.client.put_object(Bucket=self.bucket, Key=f"{prefix}/{name}", Body=path.read_bytes(), **extra)
         return f"{self.url}/{prefix}"
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of all objects."""
         listing = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return [item["Key"] for page in listing for item in page.get("Contents", [])]
@@ -176,11 +176,11 @@ def moto_address() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3(moto_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[S3]:
+def s3(moto_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3:
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
                         "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     # cloud-files keeps a connection pool a bucket for the process: no two tests share one.
-    yield S3(moto_address, f"bucket-{abs(hash(request.node.nodeid)) % 10**12}")
+    return S3(moto_address, f"bucket-{abs(hash(request.node.nodeid)) % 10**12}")

@@ -114,8 +114,9 @@ def test_default_unit_is_mip_0(tmp_path: Path, oracle: Any) -> None:
     oracle.write(tmp_path, voxel_offset=(14, 8, 101), mips=1, encoding="compressed_segmentation")
     mip0 = (oracle.points() - OFFSET) // (2, 2, 1) * (2, 2, 1) + (14, 8, 101)
     expected = oracle.array[tuple((mip0 - (14, 8, 101)).T)]
+    other_corner = mip0 + np.array([1, 1, 0])
     for mip in (1, "1", "8,8,40", "8.0,8,40"):
-        np.testing.assert_array_equal(sample_points(str(tmp_path), mip0 + (1, 1, 0), mip=mip).data, expected)
+        np.testing.assert_array_equal(sample_points(str(tmp_path), other_corner, mip=mip).data, expected)
     own = sample_points(str(tmp_path), mip0 // (2, 2, 1), mip=1, coord_resolution="8,8,40")
     np.testing.assert_array_equal(own.data, expected)
 
@@ -131,7 +132,7 @@ def test_stored_zero_is_a_label(tmp_path: Path) -> None:
 def test_absent_and_empty_chunks_and_their_neighbours(
     tmp_path: Path, oracle: Any, encoding: str, sharding: Any
 ) -> None:
-    """cloud-volume #563, #696: voxels of an absent or zero-byte chunk are missing_chunk, those beside it have labels."""
+    """cloud-volume #563, #696: voxels of an absent or zero-byte chunk are missing, those beside it have labels."""
     absent, empty = (1, 0, 0), (0, 1, 2)
     oracle.write(tmp_path, encoding=encoding, sharding=sharding, skip_chunks=[absent], empty_chunks=[empty])
     points = oracle.points()

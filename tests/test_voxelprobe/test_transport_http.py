@@ -163,7 +163,7 @@ def test_the_stores_checksum_is_held(serve: Callable[..., Any], which: int) -> N
     source = RetryingSource(HttpSource(server.url, threads=1), sleep=lambda seconds: None)
     assert source.fetch("x") == StoredObject(BODY, None)
     assert len(server.paths) == 2
-    with pytest.raises(TransportError, match="bad: the store says (crc32c|MD5) .* the body received has"):
+    with pytest.raises(TransportError, match=r"bad: the store says (crc32c|MD5) .* the body received has"):
         source.fetch("bad")
     source.close()
 

@@ -52,7 +52,7 @@ def test_none_for_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("start", "end", "expected"), [
     (0, 5, BODY[:5]), (7, 7, b""), (2555, 2600, BODY[2555:]), (2560, 2570, b""), (9999, 10000, b""),
-    (5, None, BODY[5:]), (None, 3, BODY[:3]),
+    (5, None, BODY[5:]), (None, 3, BODY[:3]), (2550, 2**62, BODY[2550:]), (2**62, 2**62 + 9, b""),
 ])
 def test_ranges(tmp_path: Path, start: Any, end: Any, expected: bytes) -> None:
     """A range gives bytes [start, end), fewer where the file ends, and none past it."""
@@ -121,13 +121,14 @@ class Failing:
         self.outcomes = list(errors)
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
+        """Return or raise the next outcome."""
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def test_waits_grow_and_obey_the_server() -> None:
@@ -156,7 +157,7 @@ def test_the_last_failure_is_raised_with_its_count() -> None:
 def test_final_failures_are_not_repeated(error: Exception) -> None:
     """What another try can't mend is raised as it is, after one request."""
     source = RetryingSource(Failing(error, StoredObject(b"", None)), sleep=lambda seconds: None)
-    with pytest.raises(type(error), match="^no$"):
+    with pytest.raises(type(error), match=r"^no$"):
         source.fetch("a")
     assert source.traffic.requests == 1
 

@@ -59,6 +59,7 @@ def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board:
     with run.lock(f"fetch-{group:03d}"):
         if read_fetched(run, group) is not None:
             return
+        run.folder.sweep(f"fetch/group-{group:03d}.json")
         started = time.monotonic()
         jobs = read_jobs(run, group)
         board.expect("fetch", group, len(jobs.chunks))

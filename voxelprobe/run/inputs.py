@@ -61,7 +61,12 @@ def fingerprint_points(path: Path) -> str:
 
 
 def _is_folder(location: Location) -> bool:
-    return location.url.startswith(("s3://", "gs://", "mem://")) and bool(_list_parquet(location))
+    if not location.url.startswith(("s3://", "gs://", "mem://")):
+        return False
+    # Asked first: a listing costs more, and cloud-files' in memory names the folder's neighbours too.
+    if Folder(location.parent, Path()).size(location.name) is not None:
+        return False
+    return bool(_list_parquet(location))
 
 
 def _list_parquet(location: Location) -> list[str]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import os
 import time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from voxelprobe.errors import InputError, StaleRunError, UnsupportedError
+from voxelprobe.errors import InputError, StaleRunError, TransportError, UnsupportedError
 from voxelprobe.points import open_writer
 from voxelprobe.records import NOT_SET, POINT, STATUS, STATUS_LABELS, Status, label_columns, read_columns, status_column
 from voxelprobe.run.groups import read_decoded, read_labels
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.plan import read_plan
 from voxelprobe.run.progress import ProgressBoard
-from voxelprobe.run.report import write_report
+from voxelprobe.run.report import REPORT, write_report
 from voxelprobe.run.spec import Run
 
 METADATA_KEY = b"voxelprobe"
@@ -34,7 +36,7 @@ def read_merged(run: Run, output: str | None) -> Manifest | None:
     if manifest is None:
         return None
     folder, name = run.output(output)
-    return manifest if folder.size(name) == manifest.facts.get("output_bytes") else None
+    return manifest if folder.version(name) == manifest.facts.get("output_version") else None
 
 
 def check_result_columns(run: Run, output: str | None) -> None:
@@ -68,7 +70,8 @@ def merge_run(run: Run, output: str | None, *, board: ProgressBoard, execution: 
             raise StaleRunError(f"{run.folder.location.url}: the plan is gone or damaged; run again")
         rows, prefixes = int(plan.facts["rows"]), len(run.columns)
         scale = run.volume.scale
-        run.folder.sweep(f"{stem}.*")
+        for leftover in (f"{stem}.*", marker, REPORT):
+            run.folder.sweep(leftover)
         scratch = [run.folder.path(f".tmp-{execution}-{stem}.{name}") for name in ("labels", "status")]
         try:
             labels = _allocate((rows * prefixes, scale.num_channels), scale.dtype, scratch[0])
@@ -86,7 +89,7 @@ def merge_run(run: Run, output: str | None, *, board: ProgressBoard, execution: 
                 path.unlink(missing_ok=True)
         facts = {
             "output": folder.child_url(name),
-            "output_bytes": folder.size(name),
+            "output_version": folder.version(name),
             "points": rows * prefixes,
             "rows": rows,
             "labels": distinct,
@@ -107,8 +110,16 @@ def _marker(run: Run, output: str | None) -> str:
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], path: Any) -> npt.NDArray[Any]:
-    size = int(np.prod(shape)) * dtype.itemsize
-    return np.memmap(path, dtype, "w+", shape=shape) if size > _MEMORY_BYTES else np.zeros(shape, dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size <= _MEMORY_BYTES:
+        return np.zeros(shape, dtype)
+    try:
+        with open(path, "wb") as file:
+            # Writing to a map of a file without blocks, on a full disk, ends the process without a word.
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise TransportError(f"{path}: no room for {size:,} bytes: {error.strerror or error}") from error
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _gather(run: Run, groups: int, labels: npt.NDArray[Any], status: npt.NDArray[Any]) -> tuple[dict[str, str], int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import mmap
 import os
 import sys
 import time
@@ -44,18 +45,24 @@ class ProgressBoard:
     """
 
     def __init__(self, folder: Path, execution: str, report: StatusReport | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"progress-{execution}.bin"
         self._json = folder / "progress.json"
         # The first row of each stage: when it began, when something was last shown.
         shape = (len(STAGES), _MAX_GROUPS + 1, 3)
         size = int(np.prod(shape)) * 8
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(handle, size)
-        finally:
-            os.close(handle)
-        self._cells = np.memmap(self._path, np.int64, "r+", shape=shape)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                # Not just a size: writing to a map of a file without blocks, on a full disk, ends the process.
+                os.posix_fallocate(handle, 0, size)
+                cells = mmap.mmap(handle, size)
+            finally:
+                os.close(handle)
+        except OSError:
+            # Nothing depends on the counters: without room for them this process has its own.
+            cells = mmap.mmap(-1, size)
+        self._cells = np.frombuffer(cells, np.int64).reshape(shape)
         self._report = report
         self._reported = 0.0
         self._terminal = sys.stderr.isatty()
@@ -88,8 +95,9 @@ class ProgressBoard:
         if self._terminal:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
-        for path in self._path.parent.glob("progress-*.bin"):
-            path.unlink(missing_ok=True)
+        for pattern in ("progress-*.bin", ".tmp-*-progress.json"):
+            for path in self._path.parent.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each stage under way, done, total, bytes, rate a second and seconds left."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelprobe.cache.disk import DiskCache, ScaleCache
-from voxelprobe.errors import InputError, StaleRunError
+from voxelprobe.errors import InputError, StaleRunError, TransportError
 from voxelprobe.locations import Location, parse_location
 from voxelprobe.opening import Volume, open_volume
 from voxelprobe.points import (
@@ -115,8 +115,12 @@ class Run:
     def lock(self, stage: str) -> Iterator[None]:
         """Hold a stage of this run for this process; wait, and say so, while another process of this machine does."""
         path = self.folder.path(f"locks/{stage}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as lock:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
+        except OSError as error:
+            raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -194,8 +198,10 @@ def _sign(run: Run) -> None:
     """Leave a readable note of the settings in the run's folder, or check the one that is there."""
     content = run.folder.read_bytes("run.json")
     if content is None:
-        document = {"key": run.key, "provenance": run.provenance}
-        run.folder.write_bytes("run.json", json.dumps(document, indent=1).encode() + b"\n")
+        with run.lock("run"):
+            run.folder.sweep("run.json")
+            document = {"key": run.key, "provenance": run.provenance}
+            run.folder.write_bytes("run.json", json.dumps(document, indent=1).encode() + b"\n")
         return
     try:
         found = json.loads(content)["key"]

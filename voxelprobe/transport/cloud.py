@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from typing import Any
 
@@ -14,12 +16,16 @@ SECRETS_HINT = (
 )
 
 
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
+
+
 class CloudFilesSource:
-    """A folder that cloud-files can open. It retries by itself, so its failures are final here."""
+    """A folder that cloud-files can open."""
 
     def __init__(self, url: str, *, threads: int) -> None:
         self.url = url
         self._files = open_cloud_files(url, threads=threads)
+        self._files._interface_cls = _make_single_tries(self._files._interface_cls)
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
         """Return an object or a range of it; None if there is none."""
@@ -31,6 +37,9 @@ class CloudFilesSource:
         try:
             answer = self._files.get([request], raw=True)[0]
         except Exception as error:
+            if isinstance(request, dict) and _status(error) == 416:
+                # The object ends before the range begins: as many bytes as there are, which is none.
+                return StoredObject(b"", None)
             raise translate_error(error, f"{self.url}/{path}") from error
         if answer["content"] is None:
             return None
@@ -54,30 +63,60 @@ def open_cloud_files(url: str, *, threads: int = 1) -> Any:
         # cloud-files 6.4 ends in a bare KeyError without it.
         os.environ.setdefault("AWS_SESSION_TOKEN", "")
     try:
-        return cloudfiles.CloudFiles(url, num_threads=threads, progress=False)
+        files = cloudfiles.CloudFiles(url, num_threads=threads, progress=False)
     except Exception as error:
         raise InputError(f"{url}: cloud-files can't open it: {type(error).__name__}: {error}") from error
+    _check_endpoint(url, files)
+    return files
+
+
+_endpoints: dict[tuple[str, str], str] = {}
+
+
+def _check_endpoint(url: str, files: Any) -> None:
+    """Raise if a bucket of this name was opened at another endpoint: cloud-files 6.4 would go on asking there."""
+    path = files._path
+    endpoint = path.host or "the default endpoint"
+    first = _endpoints.setdefault((path.alias or path.protocol, path.bucket or ""), endpoint)
+    if path.protocol == "s3" and first != endpoint:
+        raise InputError(f"{url}: this process has opened a bucket {path.bucket} at {first}; a bucket of the same name "
+                         f"at {endpoint} takes another process, since cloud-files mixes up their connections")
+
+
+@functools.cache
+def _make_single_tries(interface: type) -> type:
+    """Return cloud-files' class for a kind of store without its retries.
+
+    It repeats every failure seven times with waits of up to a minute, refusals and damaged requests included; what is
+    worth repeating is for our own retries to say.
+    """
+    methods = {name: getattr(interface, name) for name in dir(interface)}
+    single = {name: inspect.unwrap(method) for name, method in methods.items() if hasattr(method, "retry")}
+    return type(interface.__name__, (interface,), single)
+
+
+def _status(error: Exception) -> Any:
+    """Return the HTTP status of a failure, as botocore and google's client tell it, or None."""
+    status: Any = getattr(error, "code", None)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
+    return status if response is None else getattr(response, "status_code", status)
 
 
 def translate_error(error: Exception, what: str) -> VoxelProbeError:
     """Return what a failure inside cloud-files, google's client or botocore means to us."""
     name = type(error).__name__
     response = getattr(error, "response", None)
-    status: Any = getattr(error, "code", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", status)
-    elif response is not None:
-        status = getattr(response, "status_code", status)
-    if status == 416 or "InvalidRange" in str(error):
-        return TransportError(f"{what}: the object ends before the range that was asked begins")
-    if status in (401, 403) or name in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
+    status = _status(error)
+    if status in (401, 403) or name in _NO_CREDENTIALS:
         return AuthorizationError(f"{what}: {name} ({status or 'no credentials'}); {SECRETS_HINT}")
     if isinstance(error, KeyError):
         return AuthorizationError(f"{what}: the secret or environment lacks {error}; {SECRETS_HINT}")
-    if name == "NoSuchBucket" or (isinstance(response, dict) and response.get("Error", {}).get("Code") == name):
-        return TransportError(f"{what}: {error}")
     if status in (408, 429) or (isinstance(status, int) and status >= 500) or "IntegrityError" in name:
         return RetryableError(f"{what}: {name}: {error}")
+    if name == "NoSuchBucket" or (isinstance(response, dict) and response.get("Error", {}).get("Code") == name):
+        return TransportError(f"{what}: {error}")
     if isinstance(error, OSError | EOFError) or "Timeout" in name or "Connection" in name:
         return RetryableError(f"{what}: {name}: {error}")
     return TransportError(f"{what}: {name}: {error}")

@@ -44,5 +44,8 @@ def _read(name: str, start: int | None, end: int | None) -> bytes:
     with open(name, "rb", buffering=0) as file:
         if start is None and end is None:
             return file.read()
-        file.seek(start or 0)
-        return file.read() if end is None else file.read(max(end - (start or 0), 0))
+        # Within the file: a place that a damaged index made up can't be sought, and its length not allocated.
+        size = os.fstat(file.fileno()).st_size
+        begin = min(start or 0, size)
+        file.seek(begin)
+        return file.read(max((size if end is None else min(end, size)) - begin, 0))

@@ -102,4 +102,4 @@ def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -
         return RetryingSource(LocalSource(location.path), attempts=attempts)
     if location.url.startswith(("http://", "https://")):
         return RetryingSource(HttpSource(location.url, threads=threads), attempts=attempts)
-    return RetryingSource(CloudFilesSource(location.url, threads=threads), attempts=min(attempts, 2))
+    return RetryingSource(CloudFilesSource(location.url, threads=threads), attempts=attempts)
