@@ -6,7 +6,8 @@
                         └──────── …                                                              │
                                                               points table, volume's info ───────┘
 
-`PlanChunkGroups` decides how many groups there are, so they appear once there is a plan.
+`PlanChunkGroups` decides how many groups there are, so they appear once there is a plan. For graphene volumes
+`ResolveRoots` stands between `SampleChunkGroup` and `DecodePoints`.
 """
 
 from pipeline.console import set_up_logging
@@ -16,10 +17,19 @@ from tasks.decode import DecodePoints
 from tasks.fetch import FetchChunks
 from tasks.merge import MergeTable, SampleChunkGroup
 from tasks.plan import PlanChunkGroups
+from tasks.resolve import ResolveRoots
 
-STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, SampleChunkGroup, MergeTable]
+STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, ResolveRoots, SampleChunkGroup, MergeTable]
 
 apply_defaults(SamplePoints.__name__, [stage.__name__ for stage in STAGES])
 set_up_logging()
 
-__all__ = ["DecodePoints", "FetchChunks", "MergeTable", "PlanChunkGroups", "SampleChunkGroup", "SamplePoints"]
+__all__ = [
+    "DecodePoints",
+    "FetchChunks",
+    "MergeTable",
+    "PlanChunkGroups",
+    "ResolveRoots",
+    "SampleChunkGroup",
+    "SamplePoints",
+]

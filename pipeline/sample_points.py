@@ -24,7 +24,7 @@ class SamplePoints(OutputTask):
         """Return whether the table is there, with every chunk read."""
         from voxelprobe.run.merge import read_merged
 
-        manifest = read_merged(self.engine_run, self.output)
+        manifest = read_merged(self.result())
         return manifest is not None and not manifest.facts["corrupt"]
 
     def work(self) -> None:
@@ -35,7 +35,7 @@ class SamplePoints(OutputTask):
         run = self.engine_run
         self.board().clear()
         print(format_report(run), flush=True)  # noqa: T201 (the command's own output)
-        manifest = read_merged(run, self.output)
+        manifest = read_merged(self.result())
         if manifest is not None and (corrupt := manifest.facts["corrupt"]):
             points = manifest.facts["status"].get("corrupt_chunk", 0)
             raise CorruptDataError(
@@ -53,5 +53,4 @@ def _say_that_a_worker_died(task: luigi.Task, message: str) -> None:
 
 @SamplePoints.event_handler(luigi.Event.DEPENDENCY_PRESENT)
 def _say_that_nothing_is_to_do(task: SamplePoints) -> None:
-    folder, name = task.engine_run.output(task.output)
-    logger.info("nothing to do: %s is there, made from the same points and volume", folder.child_url(name))
+    logger.info("nothing to do: %s is there, made from the same points and volume", task.result().url)

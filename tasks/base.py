@@ -20,6 +20,8 @@ _MAIN_PROCESS = os.getpid()
 
 DEFAULT_CACHE_BYTES = 20 << 30
 DEFAULT_FETCH_THREADS = 32
+DEFAULT_GRAPHENE_BATCH_SIZE = 20_000
+DEFAULT_GRAPHENE_CONCURRENCY = 2
 
 
 class RunTask(luigi.Task):
@@ -145,15 +147,63 @@ class OutputPathParameter(luigi.Parameter):
         return OutputPath(x)
 
 
-class OutputTask(RunTask):
+class RootsTask(RunTask):
+    """A stage that depends on the roots that are asked for. Without a graph these parameters mean nothing."""
+
+    timestamp = luigi.Parameter(
+        default="now",
+        description="Graphene: the time of the roots; ISO 8601 with a zone, unix seconds, or now (the time at which "
+        "this run was first started).",
+    )
+    stop_layer = luigi.Parameter(
+        default="", description="Graphene: resolve to this layer of the graph. Default: the roots."
+    )
+    no_agglomerate = luigi.BoolParameter(
+        default=False, description="Graphene: give the supervoxels only, and don't ask the graph server."
+    )
+    graphene_batch_size = luigi.IntParameter(
+        default=DEFAULT_GRAPHENE_BATCH_SIZE,
+        significant=False,
+        description="Graphene: supervoxels a request.",
+    )
+    graphene_concurrency = luigi.IntParameter(
+        default=DEFAULT_GRAPHENE_CONCURRENCY,
+        significant=False,
+        description="Graphene: requests to the graph server at once.",
+    )
+
+    @property
+    def has_roots(self) -> bool:
+        """Return whether the run has a resolve stage."""
+        return self.engine_run.volume.graph is not None and not self.no_agglomerate
+
+    def roots_at(self) -> Any:
+        """Return which roots the result has (`voxelprobe.run.roots.RootsAt`), or None."""
+        from voxelprobe.run.roots import pin_roots
+
+        if not self.has_roots:
+            if self.stop_layer:
+                raise InputError(f"stop-layer {self.stop_layer}: expected a graphene:// volume, found {self.volume}")
+            return None
+        if self.stop_layer and not self.stop_layer.isdecimal():
+            raise InputError(f"stop-layer {self.stop_layer!r}: expected the number of a layer")
+        return pin_roots(self.engine_run, self.timestamp, int(self.stop_layer) if self.stop_layer else None)
+
+
+class OutputTask(RootsTask):
     """A stage that leaves the result table."""
 
     output = OutputPathParameter(  # type: ignore[assignment]  # see OutputPath
-
         default="",
         description="Result table: .parquet, .csv, .csv.gz, .feather or .arrow; a local path or a cloud URL. Default: "
         "result.parquet in the run's folder.",
     )
+
+    def result(self) -> Any:
+        """Return the result table (`voxelprobe.run.result.Result`)."""
+        from voxelprobe.run.result import open_result
+
+        return open_result(self.engine_run, self.output, self.roots_at())
 
 
 class GroupTask(RunTask):

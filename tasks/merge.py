@@ -5,37 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.base import GroupTask, OutputTask, RunTask
+from tasks.base import GroupTask, OutputTask, RootsTask, RunTask
 from tasks.decode import DecodePoints
 from tasks.plan import PlanChunkGroups
+from tasks.resolve import ResolveRoots
 from voxelprobe.errors import VoxelProbeError
 
 
-class SampleChunkGroup(GroupTask):
-    """Fetch and decode one chunk group: what one job of a job array runs.
+class SampleChunkGroup(GroupTask, RootsTask):
+    """Fetch, decode and resolve one chunk group: what one job of a job array runs."""
 
-    Resolving a graphene volume's roots belongs here too, after the labels.
-    """
-
-    def requires(self) -> DecodePoints:
-        """Need the group's labels."""
-        return self.clone(DecodePoints)
+    def requires(self) -> GroupTask:
+        """Need the group's labels, and the roots of a graphene volume."""
+        try:
+            has_roots = self.has_roots
+        except VoxelProbeError:
+            has_roots = False  # the plan will say what is wrong
+        return self.clone(ResolveRoots if has_roots else DecodePoints)
 
     def is_done(self) -> bool:
-        """Return whether the group has labels."""
-        return bool(self.requires().is_done())
+        """Return whether the group has labels, and roots if it is to have any."""
+        return self.requires().is_done()
 
     def work(self) -> None:
         """Do nothing: what it requires is all there is to do."""
 
 
 class MergeTable(OutputTask):
-    """Put the labels back beside the user's rows."""
+    """Put the labels and roots back beside the user's rows."""
 
     def requires(self) -> list[RunTask]:
-        """Need the plan, or once there is one every group of it; nothing if the output can't be, which `run` says."""
+        """Need the plan, or once there is one every group of it; nothing if the result can't be, which `run` says."""
         try:
-            self.engine_run.output(self.output)
+            self.result()
         except VoxelProbeError:
             return []
         plan = self.clone(PlanChunkGroups)
@@ -54,22 +56,22 @@ class MergeTable(OutputTask):
         from voxelprobe.run.groups import is_due
         from voxelprobe.run.merge import read_merged
 
-        manifest = read_merged(self.engine_run, self.output)
+        manifest = read_merged(self.result())
         return manifest is not None and not is_due(manifest, self.execution)
 
     def work(self) -> Iterator[Any]:
         """Have all groups done, then merge."""
         from voxelprobe.run.groups import expect_groups
-        from voxelprobe.run.merge import check_result_columns, merge_run
+        from voxelprobe.run.merge import merge_run
         from voxelprobe.run.plan import read_plan
 
-        self.engine_run.output(self.output)
-        check_result_columns(self.engine_run, self.output)
+        result = self.result()
+        result.check_columns()
         board, plan = self.board(), read_plan(self.engine_run)
         if plan is not None:
             expect_groups(self.engine_run, board, plan.facts["chunks_of_group"])
         yield self._groups()
-        merge_run(self.engine_run, self.output, board=board, execution=self.execution)
+        merge_run(result, board=board, execution=self.execution)
 
     def _groups(self) -> list[RunTask]:
         from voxelprobe.run.plan import read_plan

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 
 from voxelprobe.codecs import load_reader
 from voxelprobe.codecs.protocol import PointReader
 from voxelprobe.errors import CorruptDataError, InputError
+from voxelprobe.graphene.table import GraphTable, fetch_table
 from voxelprobe.locations import Location
 from voxelprobe.transport.sources import RetryingSource, open_source
 from voxelprobe.volume.grid import ChunkGrid, Regions
 from voxelprobe.volume.info import Scale, VolumeInfo, parse_info
-from voxelprobe.volume.url import parse_cloudpath
+from voxelprobe.volume.url import is_graphene, parse_cloudpath
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,11 @@ class Volume:
     scale: Scale
     grid: ChunkGrid
     regions: Regions
+    graph: GraphTable | None = None
 
     @property
     def url(self) -> str:
-        """Return the volume's cloudpath in one form."""
+        """Return the cloudpath of the stored volume in one form; of a graphene volume, its watershed's."""
         return self.location.url
 
     def chunk_label(self, chunk: int) -> str:
@@ -66,14 +69,19 @@ def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
     AuthorizationError, TransportError
         If the store refuses or doesn't answer.
     """
-    location = parse_cloudpath(cloudpath)
-    source = open_source(location, threads=1)
-    try:
-        info = fetch_info(source)
-    finally:
-        source.close()
+    graph = None
+    if is_graphene(cloudpath):
+        graph, document = fetch_table(cloudpath)
+        location, info = parse_cloudpath(graph.layout.data_dir), parse_info(document, graph.url.url)
+    else:
+        location = parse_cloudpath(cloudpath)
+        with closing(open_source(location, threads=1)) as source:
+            info = fetch_info(source)
     index, scale = info.scale_at(mip, location.url)
-    volume = Volume(location, info, index, scale, ChunkGrid.of(scale), Regions.of(scale))
+    volume = Volume(location, info, index, scale, ChunkGrid.of(scale), Regions.of(scale), graph)
+    if graph is not None and (scale.num_channels != 1 or scale.dtype != "<u8"):
+        raise InputError(f"{graph.url.url}: expected supervoxels of one channel of uint64, the info has "
+                         f"{scale.num_channels} of {scale.dtype.name}")
     volume.load_reader()  # says now, and not after the plan, that a package is missing
     return volume
 
@@ -94,6 +102,6 @@ def fetch_info(source: RetryingSource) -> VolumeInfo:
         raise InputError(f"no volume at {source.url}: expected a file named info there, found none")
     try:
         document = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source.url}/info: expected JSON, found {payload[:40]!r}") from error
     return parse_info(document, source.url)

@@ -23,6 +23,9 @@ COUNT = "points"  # points in a chunk, or in a group
 GROUP = "group"
 CHUNKS = "chunks"
 STATUS = "status"
+SUPERVOXEL = "supervoxel"
+ROOT = "root"
+RESOLVED = "resolved"
 
 
 class Status(IntEnum):
@@ -50,6 +53,16 @@ def label_columns(prefix: str | None, channels: int) -> list[str]:
     """Return the result's label columns for one prefix: `label`, `label_0`, `pre_pt_label`."""
     stem = "label" if prefix is None else f"{prefix}_label"
     return [stem] if channels == 1 else [f"{stem}_{channel}" for channel in range(channels)]
+
+
+def supervoxel_column(prefix: str | None) -> str:
+    """Return a graphene result's column of supervoxels: `supervoxel_id`, `pre_pt_supervoxel_id`."""
+    return "supervoxel_id" if prefix is None else f"{prefix}_supervoxel_id"
+
+
+def root_column(prefix: str | None) -> str:
+    """Return a graphene result's column of roots: `root_id`, `pre_pt_root_id`."""
+    return "root_id" if prefix is None else f"{prefix}_root_id"
 
 
 def status_column(prefix: str | None) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxelprobe import CorruptDataError, sample_points
+from voxelprobe import CorruptDataError, TransportError, sample_points
 from voxelprobe.testing.http_store import Fault, HttpStore
+from voxelprobe.transport.http import HttpSource
+from voxelprobe.transport.protocol import StoredObject
+from voxelprobe.transport.sources import RetryingSource
 
 SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "minishard_index_encoding": "gzip",
             "data_encoding": "gzip"}
@@ -146,3 +149,22 @@ def test_a_flipped_byte_in_a_shard_is_fetched_again(sharded: HttpStore, oracle: 
     """Gzipped data whose check fails is read once more before it is called corrupt."""
     sharded.fail("*/0.shard", Fault("flipped"), skip=2)
     oracle.check(sharded.url)
+
+
+@pytest.mark.parametrize("wrong", ["bytes 11-20/256", "bytes 10-18/256", "bytes 10-19", "", None])
+def test_a_range_from_another_place_is_not_believed(serve: Callable[..., Any], wrong: str | None) -> None:
+    """A 206 whose Content-Range is missing or isn't what was asked is asked for again, and never used."""
+    body = bytes(range(256))
+
+    def script(path: str, number: int) -> tuple[int, dict[str, str], bytes]:
+        described = wrong if number == 0 or path == "/bad" else "bytes 10-19/256"
+        return 206, {} if described is None else {"Content-Range": described}, body[10:20]
+
+    server = serve(script)
+    source = RetryingSource(HttpSource(server.url, threads=1), sleep=lambda seconds: None)
+    assert source.fetch("x", 10, 20) == StoredObject(body[10:20], None)
+    assert server.headers[0]["Range"] == "bytes=10-19"
+    assert len(server.paths) == 2
+    with pytest.raises(TransportError, match=r"bad: asked for bytes from 10, got 10 bytes described as"):
+        source.fetch("bad", 10, 20)
+    source.close()

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-STAGES = ("plan", "fetch", "decode", "merge")
-_UNITS = {"plan": "points", "fetch": "chunks", "decode": "chunks", "merge": "rows"}
+STAGES = ("plan", "fetch", "decode", "resolve", "merge")
+_UNITS = {"plan": "points", "fetch": "chunks", "decode": "chunks", "resolve": "supervoxels", "merge": "rows"}
 _TOTAL, _DONE, _BYTES = range(3)
 _MAX_GROUPS = 256
 _TERMINAL_SECONDS = 0.2

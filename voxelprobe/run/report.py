@@ -9,27 +9,36 @@ from typing import Any
 from voxelprobe.run.groups import read_decoded, read_fetched
 from voxelprobe.run.manifests import Manifest
 from voxelprobe.run.progress import format_bytes, format_seconds
+from voxelprobe.run.result import Result
+from voxelprobe.run.roots import read_resolved
 from voxelprobe.run.spec import Run
 
 REPORT = "report.json"
 
 
-def write_report(run: Run, plan: Manifest, merged: Mapping[str, Any]) -> None:
+def write_report(result: Result, plan: Manifest, merged: Mapping[str, Any]) -> None:
     """Write `report.json`: provenance, counts, traffic and the seconds of each stage, summed over groups."""
+    run, roots = result.run, result.roots
     groups = range(int(plan.facts["groups"]))
     fetched = [manifest.facts for group in groups if (manifest := read_fetched(run, group)) is not None]
     decoded = [manifest.facts for group in groups if (manifest := read_decoded(run, group)) is not None]
+    resolved = [
+        manifest.facts for group in groups if roots is not None and (manifest := read_resolved(run, group, roots))
+    ]
     names = ("chunks", "cached", "fetched", "absent", "requests", "bytes", "retries")
     report = {
-        "provenance": run.provenance,
-        "result": {name: merged[name] for name in ("output", "points", "rows", "labels", "background", "status",
-                                                   "corrupt")},
+        "provenance": result.provenance,
+        "result": {name: merged[name] for name in ("output", "points", "rows", "labels", "roots", "background",
+                                                   "status", "corrupt")},
         "groups": len(groups),
         "fetch": {name: sum(facts[name] for facts in fetched) for name in names},
+        "resolve": {name: sum(facts[name] for facts in resolved)
+                    for name in ("supervoxels", "asked", "requests", "unresolved")},
         "seconds": {
             "plan": plan.facts["seconds"],
             "fetch": round(sum(facts["seconds"] for facts in fetched), 3),
             "decode": round(sum(facts["seconds"] for facts in decoded), 3),
+            "resolve": round(sum(facts["seconds"] for facts in resolved), 3),
             "merge": merged["seconds"],
         },
     }
@@ -53,8 +62,14 @@ def format_report(run: Run) -> str:
         f"chunks   {fetch['chunks']:,} in {report['groups']} groups: {fetch['cached']:,} from the cache, "
         f"{fetch['fetched']:,} fetched, {fetch['absent']:,} missing",
         f"traffic  {fetch['requests']:,} requests, {format_bytes(fetch['bytes'])}, {fetch['retries']:,} repeated",
-        "seconds  " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
+        "seconds  "
+        + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items() if spent or stage != "resolve")
         + f" (all workers: {format_seconds(sum(seconds.values()))})",
     ]
+    if result["roots"] is not None:
+        resolve = report["resolve"]
+        lines[2] = f"labels   {result['labels']:,} supervoxels{background}, {result['roots']:,} roots"
+        lines.insert(-1, f"graph    {resolve['asked']:,} of {resolve['supervoxels']:,} supervoxels asked for in "
+                         f"{resolve['requests']:,} requests, {resolve['unresolved']:,} without a root")
     lines += [f"corrupt  {chunk}: {message}" for chunk, message in sorted(result["corrupt"].items())]
     return "\n".join(lines)

@@ -101,10 +101,10 @@ class Run:
             raise InputError(f"cache {folder}: expected a local folder, since SQLite needs one")
         return DiskCache(root, budget_bytes=budget_bytes).of_scale(self.volume.url, self.volume.scale.fingerprint)
 
-    def output(self, output: str | None) -> tuple[Folder, str]:
+    def output(self, output: str | None, default: str = "result.parquet") -> tuple[Folder, str]:
         """Return the folder and name of the result table."""
         if not output:
-            return self.folder, "result.parquet"
+            return self.folder, default
         check_output_suffix(output)
         location = parse_location(output)
         if location.url.startswith(("http://", "https://")):
@@ -131,8 +131,8 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """Return where the values come from: the same for every execution of this run."""
-        scale = self.volume.scale
-        return {
+        scale, graph = self.volume.scale, self.volume.graph
+        return ({} if graph is None else {"graphene": graph.url.url}) | {
             "run_key": self.key,
             "algorithm_version": ALGORITHM_VERSION,
             "volume": self.volume.url,
@@ -185,8 +185,11 @@ def open_run(settings: RunSettings) -> Run:
     fingerprint = fingerprint_points(points)
     facts = [ALGORITHM_VERSION, fingerprint, points.suffix, volume.url, volume.scale.fingerprint,
              unit, columns, settings.missing_chunks]
+    if volume.graph is not None:
+        facts += [volume.graph.url.url, repr(volume.graph.layout)]
     key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    stems = [re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:40] for text in (Path(points.name).stem, volume.location.name)]
+    source = volume.location.name if volume.graph is None else volume.graph.url.table
+    stems = [re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:40] for text in (Path(points.name).stem, source)]
     name = "-".join([*stems, key[:12]])
     folder = Folder(workspace.child(f"runs/{name}"), machine / "runs" / name)
     run = Run(settings, volume, points, fingerprint, unit, key, folder)

@@ -9,6 +9,11 @@ from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.locations import Location, parse_location
 
 
+def is_graphene(cloudpath: str) -> bool:
+    """Return whether a cloudpath names a table of a graph server."""
+    return re.match(r"\s*graphene://", cloudpath, re.IGNORECASE) is not None
+
+
 def parse_cloudpath(text: str) -> Location:
     """Return where a volume is, from a cloudpath as CloudVolume takes it.
 
@@ -20,11 +25,8 @@ def parse_cloudpath(text: str) -> Location:
         If it names a kind of volume that can't be read here.
     """
     cloudpath = text.strip()
-    if re.match(r"graphene://", cloudpath):
-        raise UnsupportedError(
-            f"{text}: graphene volumes need the resolve stage, which this version does not have; "
-            "the supervoxels can be sampled from the volume that the graph's info names as data_dir"
-        )
+    if is_graphene(cloudpath):
+        raise UnsupportedError(f"{text}: expected the volume itself, found a graph server's table")
     cloudpath = re.sub(r"^(precomputed://)+", "", cloudpath)
     if match := re.match(r"(zarr2?|zarr3|n5|boss|brain)://", cloudpath):
         raise UnsupportedError(f"{text}: {match[1]} volumes can't be read; expected a Neuroglancer Precomputed volume")
