@@ -10,6 +10,8 @@
 `ResolveRoots` stands between `SampleChunkGroup` and `DecodePoints`.
 """
 
+from luigi.tools.range import RangeDaily  # for `--module pipeline RangeDaily --of RefreshRootsOfDay`
+
 from pipeline.console import set_up_logging
 from pipeline.sample_points import SamplePoints
 from pipeline.settings import apply_defaults
@@ -17,6 +19,7 @@ from tasks.decode import DecodePoints
 from tasks.fetch import FetchChunks
 from tasks.merge import MergeTable, SampleChunkGroup
 from tasks.plan import PlanChunkGroups
+from tasks.refresh import RefreshRoots, RefreshRootsOfDay
 from tasks.resolve import ResolveRoots
 
 STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, ResolveRoots, SampleChunkGroup, MergeTable]
@@ -29,6 +32,9 @@ __all__ = [
     "FetchChunks",
     "MergeTable",
     "PlanChunkGroups",
+    "RangeDaily",
+    "RefreshRoots",
+    "RefreshRootsOfDay",
     "ResolveRoots",
     "SampleChunkGroup",
     "SamplePoints",

@@ -64,6 +64,7 @@ class MergeTable(OutputTask):
         from voxelprobe.run.groups import expect_groups
         from voxelprobe.run.merge import merge_run
         from voxelprobe.run.plan import read_plan
+        from voxelprobe.run.roots import warn_of_roots
 
         result = self.result()
         result.check_columns()
@@ -71,6 +72,8 @@ class MergeTable(OutputTask):
         if plan is not None:
             expect_groups(self.engine_run, board, plan.facts["chunks_of_group"])
         yield self._groups()
+        if result.roots is not None:
+            warn_of_roots(self.engine_run, result.roots)
         merge_run(result, board=board, execution=self.execution)
 
     def _groups(self) -> list[RunTask]:

@@ -14,6 +14,9 @@ from voxelprobe.graphene.url import GrapheneUrl, parse_graphene_url
 if TYPE_CHECKING:
     from voxelprobe.graphene.client import GraphClient
 
+# A mistyped host must be said soon; a busy server is asked more patiently for roots.
+INFO_ATTEMPTS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class GraphTable:
@@ -39,7 +42,7 @@ def fetch_table(cloudpath: str) -> tuple[GraphTable, dict[str, Any]]:
     """
     url = parse_graphene_url(cloudpath)
     with closing(_open_client(url, 1)) as client:
-        document = with_retries(client.fetch_info)
+        document = with_retries(client.fetch_info, attempts=INFO_ATTEMPTS)
     return GraphTable(url, parse_graph(document, url.url)), document
 
 

@@ -74,6 +74,18 @@ def pin_roots(run: Run, timestamp: str, stop_layer: int | None) -> RootsAt:
         return RootsAt(pinned, stop_layer)
 
 
+def warn_of_roots(run: Run, roots: RootsAt) -> None:
+    """Say what a reader of these roots should know: a time that isn't settled, supervoxels that were split."""
+    graph = graph_of(run)
+    if warning := roots.timestamp.recent_warning(time.time()):
+        logger.warning("%s", warning)
+    if graph.layout.ocdbt_seg:
+        logger.warning(
+            "%s: ocdbt_seg is true: supervoxels may have been split in a copy of the watershed; the labels are read "
+            "from %s, whose old supervoxels resolve to outdated roots", graph.url.url, graph.layout.data_dir,
+        )
+
+
 def graph_of(run: Run) -> GraphTable:
     """Return the graph of a run's volume, or raise if it has none."""
     if run.volume.graph is None:

@@ -1,0 +1,84 @@
+"""A refresh as a resumable step: where its tables are, and the marker that says they are done."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from voxelprobe.errors import InputError
+from voxelprobe.graphene.timestamps import Timestamp, parse_timestamp
+from voxelprobe.locations import parse_location
+from voxelprobe.points import check_output_suffix
+from voxelprobe.run.inputs import localise_points
+from voxelprobe.run.manifests import read_manifest, write_manifest
+from voxelprobe.run.refresh import open_old_result, refresh_key, refresh_roots
+from voxelprobe.run.spec import machine_folder
+from voxelprobe.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """A table, a time, and the two tables that come of them."""
+
+    table: Path
+    at: Timestamp
+    output: tuple[Folder, str]
+    changes: tuple[Folder, str]
+    markers: Folder
+    now: float
+
+    @property
+    def marker(self) -> str:
+        """Return the name of the marker: one for each place of the new table."""
+        place = self.output[0].child_url(self.output[1])
+        return f"refresh-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}.json"
+
+    def is_done(self) -> bool:
+        """Return whether both tables are there as they were written, from this table for this time."""
+        manifest = read_manifest(self.markers, self.marker, refresh_key(self.table, self.at))
+        return manifest is not None and manifest.facts.get("versions") == self._versions()
+
+    def execute(self, *, batch_size: int, concurrency: int) -> None:
+        """Write both tables and then the marker."""
+        if warning := self.at.recent_warning(self.now):
+            logger.warning("%s", warning)
+        old = open_old_result(self.table)
+        report = refresh_roots(old, self.at, output=self.output, changes=self.changes, batch_size=batch_size,
+                               concurrency=concurrency)
+        self.markers.sweep(self.marker)
+        write_manifest(self.markers, self.marker, refresh_key(self.table, self.at), [],
+                       asdict(report) | {"versions": self._versions()})
+        logger.info("%s points have another root: %s; the new table is %s", f"{report.changed:,}",
+                    self.changes[0].child_url(self.changes[1]), self.output[0].child_url(self.output[1]))
+
+    def _versions(self) -> list[str | None]:
+        return [folder.version(name) for folder, name in (self.output, self.changes)]
+
+
+def plan_refresh(table: str, timestamp: str, output: str, changes: str, workspace: str, *, now: float) -> Refresh:
+    """Return the refresh of a table to a time.
+
+    Raises
+    ------
+    InputError
+        If the time isn't one that a repeated command would name again, or a place can't hold a table.
+    """
+    if timestamp.strip().lower() == "now":
+        raise InputError("timestamp now: expected a time that the same command names again tomorrow, as in "
+                         "2024-01-31T10:00:00Z")
+    home = parse_location(workspace)
+    machine = machine_folder(home)
+    suffix = check_output_suffix(output)
+    places = []
+    for place in (output, changes or f"{output[: -len(suffix)]}-changes.parquet"):
+        check_output_suffix(place)
+        location = parse_location(place)
+        places.append((Folder(location.parent, machine / "outputs"), location.name))
+    return Refresh(
+        localise_points(parse_location(table), machine / "inputs"), parse_timestamp(timestamp, now=now),
+        places[0], places[1], Folder(home.child("refreshes"), machine / "refreshes"), now,
+    )
