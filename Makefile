@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check lint clean
+.PHONY: demo demo-graphene test check lint clean
 
 # The stamps: an environment is remade when what it is made from changes.
 $(VENV)/.demo: pyproject.toml
@@ -21,6 +21,10 @@ $(VENV)/.test: pyproject.toml
 demo: $(VENV)/.demo
 	$(BIN)/luigi --module pipeline SamplePoints --workers $(WORKERS)
 	$(BIN)/python -m pipeline.show workspace/runs/synapses-volume-*/result.parquet
+
+## Roots from a graph server, which the demo brings along, before and after two edits.
+demo-graphene: $(VENV)/.demo
+	$(BIN)/python demo/graphene_demo.py workspace/demo-graphene
 
 ## Run the tests.
 test: $(VENV)/.test
