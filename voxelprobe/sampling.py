@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,32 +12,37 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from voxelprobe.arrays import Labels
 from voxelprobe.cache.disk import DiskCache
 from voxelprobe.cache.memory import MemoryCache
 from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.decoding import decode_points
 from voxelprobe.errors import CorruptDataError, InputError
 from voxelprobe.fetching import Progress, fetch_chunks
+from voxelprobe.graphene.timestamps import parse_timestamp
 from voxelprobe.opening import Volume, open_volume
 from voxelprobe.planning import RegionTally, locate_points, order_by_chunk
 from voxelprobe.points.units import UnitConversion, parse_coord_resolution, unit_of_resolution
 from voxelprobe.records import STATUS_LABELS, Status
+from voxelprobe.resolving import resolve_roots
 
 DEFAULT_CACHE_BYTES = 20 << 30
 DEFAULT_FETCH_THREADS = 32
+GRAPHENE_BATCH_SIZE = 20_000
+GRAPHENE_CONCURRENCY = 2
 
 
 @overload
 def sample_points(
     volume: str, xyz: npt.ArrayLike, *, mip: int | str = ..., coord_resolution: str | Sequence[float] | None = ...,
-    missing_chunks: Literal["null", "error"] = ..., return_status: Literal[False] = ...,
+    missing_chunks: Literal["null", "error"] = ..., timestamp: str | None = ..., return_status: Literal[False] = ...,
     cache: str | PathLike[str] | None = ..., cache_bytes: int = ..., fetch_threads: int = ...,
     progress: Progress | None = ...,
 ) -> np.ma.MaskedArray[Any, Any]: ...
 @overload
 def sample_points(
     volume: str, xyz: npt.ArrayLike, *, mip: int | str = ..., coord_resolution: str | Sequence[float] | None = ...,
-    missing_chunks: Literal["null", "error"] = ..., return_status: Literal[True],
+    missing_chunks: Literal["null", "error"] = ..., timestamp: str | None = ..., return_status: Literal[True],
     cache: str | PathLike[str] | None = ..., cache_bytes: int = ..., fetch_threads: int = ...,
     progress: Progress | None = ...,
 ) -> tuple[np.ma.MaskedArray[Any, Any], npt.NDArray[np.str_]]: ...
@@ -46,6 +53,7 @@ def sample_points(
     mip: int | str = 0,
     coord_resolution: str | Sequence[float] | None = None,
     missing_chunks: Literal["null", "error"] = "null",
+    timestamp: str | None = None,
     return_status: bool = False,
     cache: str | PathLike[str] | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -66,6 +74,9 @@ def sample_points(
         Unit of the points: voxel size in nm as `(4, 4, 40)` or `"4,4,40"`, or `"nm"`. Voxels of mip 0 by default.
     missing_chunks
         `null`: points in a chunk that the store lacks are masked. `error`: they are an error.
+    timestamp
+        Graphene volumes: return the roots of that time (ISO 8601 with a zone, unix seconds, or `now`) instead of the
+        supervoxels.
     return_status
         Return the statuses too.
     cache, cache_bytes
@@ -80,7 +91,8 @@ def sample_points(
     -------
     Labels, shape (n,), or (n, channels) for several channels, in the volume's dtype and the order of
     the points; masked where a point has no label. With `return_status` also the statuses, shape (n,),
-    text: `ok`, `out_of_bounds`, `missing_chunk`, `invalid_coordinate` or `corrupt_chunk`.
+    text: `ok`, `out_of_bounds`, `missing_chunk`, `invalid_coordinate`, `corrupt_chunk` or
+    `no_root`.
 
     Raises
     ------
@@ -117,10 +129,27 @@ def sample_points(
     if corrupt and not return_status:
         chunk, message = min(corrupt.items())
         raise CorruptDataError(f"{source.chunk_label(chunk)}: {message} ({len(corrupt)} corrupt chunks)")
+    if timestamp is not None:
+        _put_roots(source, labels, status, timestamp)
     result = np.ma.MaskedArray(labels, mask=np.repeat((status != Status.OK)[:, None], labels.shape[1], axis=1))
     if source.scale.num_channels == 1:
         result = result[:, 0]
     return (result, np.array(STATUS_LABELS)[status]) if return_status else result
+
+
+def _put_roots(source: Volume, labels: Labels, status: npt.NDArray[np.uint8], timestamp: str) -> None:
+    """Replace supervoxels by their roots."""
+    if source.graph is None:
+        raise InputError(f"{source.url} has no roots: expected a graphene:// volume with a timestamp")
+    at = parse_timestamp(timestamp, now=time.time())
+    read = np.flatnonzero(status == Status.OK)
+    with closing(source.graph.open_client(connections=GRAPHENE_CONCURRENCY)) as client:
+        found = resolve_roots(
+            labels[read, 0], fetch=lambda some: client.fetch_roots(some, timestamp=at), layout=source.graph.layout,
+            stop_layer=None, batch_size=GRAPHENE_BATCH_SIZE, concurrency=GRAPHENE_CONCURRENCY,
+        )
+    labels[read, 0] = found.roots
+    status[read[~found.resolved]] = Status.NO_ROOT
 
 
 def _as_coordinates(xyz: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
