@@ -43,6 +43,5 @@ def set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        logger.propagate = False
     logging.getLogger("luigi-interface").addFilter(_shorten)
     sys.excepthook = _report_uncaught
