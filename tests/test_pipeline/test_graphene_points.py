@@ -163,7 +163,8 @@ def test_every_kind_of_point(world: World, server3: GraphServer, cli: Any, tmp_p
     for prefix, voxels in zip(("pre_pt", "post_pt"), pairs, strict=True):
         truth, places = world.truth(voxels), voxels - OFFSET
         outside = ((places < 0) | (places >= SHAPE)).any(axis=1)
-        status = np.where(outside, "out_of_bounds", np.where(truth == None, "missing_chunk", "ok"))  # noqa: E711
+        unread = np.array([label is None for label in truth])
+        status = np.where(outside, "out_of_bounds", np.where(unread, "missing_chunk", "ok")).astype(object)
         if prefix == "pre_pt":
             truth[lost], status[lost] = None, "invalid_coordinate"
         roots = truth.copy()

@@ -137,7 +137,7 @@ def test_cloud_volume_reads_the_same(world: World, tables: dict[float, pa.Table]
     edited = tables[TIMES[0]]["root_id"].to_numpy() != tables[TIMES[2]]["root_id"].to_numpy()
     some = np.concatenate([np.flatnonzero(edited)[:100], np.arange(300)])
     (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets/cave-secret.json").write_text('{"token": "CloudVolume wants one"}')
+    (tmp_path / "secrets/cave-secret.json").write_text('{"token": "0123456789abcdef"}')
     own = {"HOME": str(tmp_path), "CLOUD_VOLUME_DIR": str(tmp_path), "CLOUD_FILES_DIR": str(tmp_path),
            "PATH": os.environ["PATH"], "NO_PROXY": "*"}
     with GraphServer(world.graph, data_dir=world.store.folder) as server:

@@ -79,7 +79,7 @@ def test_a_cloudpath_is_what_cloudvolume_and_neuroglancer_write(text, url):
 @pytest.mark.parametrize(("text", "error", "said"), [
     ("", InputError, "expected a cloudpath as in gs://bucket/path"),
     ("precomputed://", InputError, "expected a cloudpath as in gs://bucket/path"),
-    ("graphene://https://host/segmentation/table/x", UnsupportedError, "found a graph server.s table"),
+    ("graphene://https://host/segmentation/table/x", UnsupportedError, "found a graph server's table"),
     ("zarr://gs://bucket/a", UnsupportedError, "zarr volumes can't be read; expected a Neuroglancer Precomputed"),
     ("precomputed://zarr2://gs://b/a", UnsupportedError, "zarr2 volumes can't be read"),
     ("zarr3://gs://bucket/a", UnsupportedError, "zarr3 volumes can't be read"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -70,20 +69,27 @@ def open_old_result(path: Path) -> OldResult:
             f"table {path}: expected a result of SamplePoints with roots (.parquet, .feather or .arrow), found one "
             "whose metadata doesn't say from which graph and time its roots are"
         ) from error
-    suffix = root_column(None)
-    prefixes = [None if name == suffix else name.removesuffix(f"_{suffix}")
-                for name in schema.names if name == suffix or name.endswith(f"_{suffix}")]
-    prefixes = [prefix for prefix in prefixes
-                if {supervoxel_column(prefix), status_column(prefix)} <= set(schema.names)]
+    prefixes = _find_prefixes(path, schema, str(provenance.get("point_columns")))
+    at = parse_timestamp(str(written), now=time.time())
+    return OldResult(table, graphene, at, provenance.get("stop_layer"), provenance, prefixes)
+
+
+def _find_prefixes(path: Path, schema: pa.Schema, point_columns: str) -> tuple[str | None, ...]:
+    """Return the points that the result was sampled for; roots beside theirs are the user's own columns."""
+    import pyarrow as pa
+
+    named = [name for name in point_columns.split(",") if root_column(name) in schema.names]
+    prefixes = tuple(named) or (None,)
     for prefix in prefixes:
-        for name in (supervoxel_column(prefix), root_column(prefix)):
-            if str(schema.field(name).type) != "uint64":
-                raise InputError(f"table {path}: expected uint64 in {name}, found {schema.field(name).type}")
-    if not prefixes:
-        raise InputError(f"table {path}: expected the columns supervoxel_id, root_id and status, found "
-                         + ", ".join(schema.names))
-    at = parse_timestamp(written, now=time.time())
-    return OldResult(table, graphene, at, provenance.get("stop_layer"), provenance, tuple(prefixes))
+        columns = {supervoxel_column(prefix): pa.uint64(), root_column(prefix): pa.uint64(),
+                   status_column(prefix): pa.dictionary(pa.int8(), pa.string())}
+        if missing := [name for name in columns if name not in schema.names]:
+            raise InputError(f"table {path}: expected the columns {', '.join(columns)}, found no {missing[0]} among "
+                             + ", ".join(schema.names))
+        for name, dtype in columns.items():
+            if schema.field(name).type != dtype:
+                raise InputError(f"table {path}: expected {dtype} in {name}, found {schema.field(name).type}")
+    return prefixes
 
 
 def refresh_roots(
@@ -107,14 +113,14 @@ def refresh_roots(
         raise InputError(f"timestamp {at.text}: expected one later than the table's, {old.timestamp.text}; "
                          "SamplePoints gives roots of an earlier time")
     graph, _ = fetch_table(old.graphene)
-    roots = _unique(roots for _, roots, _ in _ids(old))
+    roots = _unique(roots[roots != 0] for _, roots, _ in _ids(old))
     with closing(graph.open_client(connections=concurrency)) as client:
         if old.stop_layer is None:
             latest = find_latest_roots(roots, ask=lambda some: client.is_latest(some, at), layout=graph.layout,
                                        batch_size=batch_size, concurrency=concurrency)
         else:
             latest = np.zeros(len(roots), np.bool_)  # the server tells of roots only
-        stale = roots[~latest & (roots != 0)]
+        stale = roots[~latest]
         ids = _unique(supervoxels[_is_due(found, status, stale)] for supervoxels, found, status in _ids(old))
         fresh = resolve_roots(
             ids, fetch=lambda some: client.fetch_roots(some, timestamp=at, stop_layer=old.stop_layer),
@@ -126,21 +132,12 @@ def refresh_roots(
     return RefreshReport(len(roots), len(stale), fresh.asked, changed)
 
 
-def refresh_key(path: Path, at: Timestamp) -> str:
-    """Return what a refresh is known by: the table's bytes and the time."""
-    digest = hashlib.blake2b(at.unix.encode(), digest_size=16)
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _ids(old: OldResult) -> Iterator[tuple[UInt64, UInt64, Any]]:
     """Yield supervoxels, roots (0 where null) and statuses, shape (n,), of each batch and prefix."""
     for prefix in old.prefixes:
         names = [supervoxel_column(prefix), root_column(prefix), status_column(prefix)]
         for batch in old.table.batches(names):
-            yield _numbers(batch.column(0)), _numbers(batch.column(1)), _codes(batch.column(2))
+            yield _numbers(batch.column(0)), _numbers(batch.column(1)), _codes(batch.column(2), old)
 
 
 def _numbers(column: Any) -> UInt64:
@@ -149,15 +146,14 @@ def _numbers(column: Any) -> UInt64:
     return np.asarray(pc.fill_null(column, 0).to_numpy(zero_copy_only=False), np.uint64)
 
 
-def _codes(column: Any) -> Any:
+def _codes(column: Any, old: OldResult) -> Any:
     """Return statuses as the numbers of `Status`, whatever the file's dictionary."""
-    import pyarrow as pa
-
-    words = column.cast(pa.string()) if not pa.types.is_string(column.type) else column
-    codes = {word: code for code, word in enumerate(STATUS_LABELS)}
-    encoded = words.dictionary_encode()
-    table = np.array([codes[word] for word in encoded.dictionary.to_pylist()] or [0], np.uint8)
-    return table[np.asarray(encoded.indices)] if len(words) else np.zeros(0, np.uint8)
+    words = column.dictionary.to_pylist()
+    if column.null_count or not set(words) <= set(STATUS_LABELS):
+        raise InputError(f"table {old.table.path}: expected a status in every row, one of {', '.join(STATUS_LABELS)}; "
+                         "found " + ("none in some" if column.null_count else ", ".join(map(str, words))))
+    codes = np.array([STATUS_LABELS.index(word) for word in words], np.uint8)
+    return codes[np.asarray(column.indices)]
 
 
 def _is_due(roots: UInt64, status: Any, stale: UInt64) -> Bool:
@@ -200,7 +196,7 @@ def _write(
             for prefix in old.prefixes:
                 supervoxels = _numbers(columns[supervoxel_column(prefix)])
                 before = _numbers(columns[root_column(prefix)])
-                states = _codes(columns[status_column(prefix)])
+                states = _codes(columns[status_column(prefix)], old)
                 due = np.flatnonzero(_is_due(before, states, stale))
                 after, new_states = before.copy(), states.copy()
                 at_ids = np.searchsorted(ids, supervoxels[due])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelprobe.errors import InputError
+from voxelprobe.errors import InputError, TransportError
 from voxelprobe.graphene.timestamps import Timestamp, parse_timestamp
 from voxelprobe.locations import parse_location
 from voxelprobe.points import check_output_suffix
-from voxelprobe.run.inputs import localise_points
+from voxelprobe.run.inputs import fingerprint_points, localise_points
 from voxelprobe.run.manifests import read_manifest, write_manifest
-from voxelprobe.run.refresh import open_old_result, refresh_key, refresh_roots
+from voxelprobe.run.refresh import open_old_result, refresh_roots
 from voxelprobe.run.spec import machine_folder
 from voxelprobe.storage import Folder
 
@@ -37,23 +40,43 @@ class Refresh:
         place = self.output[0].child_url(self.output[1])
         return f"refresh-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}.json"
 
+    @property
+    def key(self) -> str:
+        """Return what the new table is made from: the table's content and the time."""
+        return f"{fingerprint_points(self.table)}-{self.at.unix}"
+
     def is_done(self) -> bool:
         """Return whether both tables are there as they were written, from this table for this time."""
-        manifest = read_manifest(self.markers, self.marker, refresh_key(self.table, self.at))
+        manifest = read_manifest(self.markers, self.marker, self.key)
         return manifest is not None and manifest.facts.get("versions") == self._versions()
 
     def execute(self, *, batch_size: int, concurrency: int) -> None:
-        """Write both tables and then the marker."""
+        """Write both tables and then the marker; nothing if another process of this machine did so meanwhile."""
         if warning := self.at.recent_warning(self.now):
             logger.warning("%s", warning)
-        old = open_old_result(self.table)
-        report = refresh_roots(old, self.at, output=self.output, changes=self.changes, batch_size=batch_size,
-                               concurrency=concurrency)
-        self.markers.sweep(self.marker)
-        write_manifest(self.markers, self.marker, refresh_key(self.table, self.at), [],
-                       asdict(report) | {"versions": self._versions()})
+        with self._lock():
+            if self.is_done():
+                return
+            key, old = self.key, open_old_result(self.table)
+            report = refresh_roots(old, self.at, output=self.output, changes=self.changes, batch_size=batch_size,
+                                   concurrency=concurrency)
+            self.markers.sweep(self.marker)
+            write_manifest(self.markers, self.marker, key, [], asdict(report) | {"versions": self._versions()})
         logger.info("%s points have another root: %s; the new table is %s", f"{report.changed:,}",
                     self.changes[0].child_url(self.changes[1]), self.output[0].child_url(self.output[1]))
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold the place of the new table for this process, so that leftovers in it are no one's work."""
+        path = self.markers.path(f"{self.marker}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
+        except OSError as error:
+            raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _versions(self) -> list[str | None]:
         return [folder.version(name) for folder, name in (self.output, self.changes)]
@@ -70,15 +93,21 @@ def plan_refresh(table: str, timestamp: str, output: str, changes: str, workspac
     if timestamp.strip().lower() == "now":
         raise InputError("timestamp now: expected a time that the same command names again tomorrow, as in "
                          "2024-01-31T10:00:00Z")
-    home = parse_location(workspace)
+    home, source = parse_location(workspace), parse_location(table)
     machine = machine_folder(home)
     suffix = check_output_suffix(output)
-    places = []
+    places, urls = [], [source.url]
     for place in (output, changes or f"{output[: -len(suffix)]}-changes.parquet"):
         check_output_suffix(place)
         location = parse_location(place)
+        if location.url.startswith(("http://", "https://")):
+            raise InputError(f"output {place}: expected a local path or a bucket, found a web server")
         places.append((Folder(location.parent, machine / "outputs"), location.name))
+        urls.append(location.url)
+    if len(set(urls)) < len(urls):
+        # A refresh that was killed after it replaced its own table would find nothing changed.
+        raise InputError(f"expected three places, for the table, the new one and the changes; found {', '.join(urls)}")
     return Refresh(
-        localise_points(parse_location(table), machine / "inputs"), parse_timestamp(timestamp, now=now),
+        localise_points(source, machine / "inputs"), parse_timestamp(timestamp, now=now),
         places[0], places[1], Folder(home.child("refreshes"), machine / "refreshes"), now,
     )

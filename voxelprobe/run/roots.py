@@ -134,7 +134,7 @@ def resolve_group(
         share = _check_chunks(run, group, graph, labels[:, 0], read)
         ids = np.unique(labels[read, 0])
         checkpoints = _Checkpoints(run, f"{_stem(group, roots)}.parts")
-        known = checkpoints.read()
+        known = checkpoints.read(_read_earlier(run, group, roots))
         board.expect("resolve", group, len(ids))
 
         def keep(begin: int, asked: UInt64, answers: UInt64) -> None:
@@ -160,6 +160,18 @@ def resolve_group(
 
 def _stem(group: int, roots: RootsAt) -> str:
     return f"roots/{roots.key}/group-{group:03d}"
+
+
+def _read_earlier(run: Run, group: int, roots: RootsAt) -> tuple[UInt64, UInt64]:
+    """Return the ids and roots (n,) of a group that was resolved before its corrupt chunks were mended, if any."""
+    name = f"{_stem(group, roots)}.json"
+    try:
+        key = str(json.loads(run.folder.read_bytes(name) or b"{}").get("key"))
+        if read_manifest(run.folder, name, key) is not None:
+            return read_roots(run, group, roots)[:2]
+    except (ValueError, AttributeError, InputError, StaleRunError):
+        logger.debug("%s can't be used; asking again", name)
+    return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
 
 
 def _key(run: Run, decoded: Manifest) -> str:
@@ -204,9 +216,9 @@ class _Checkpoints:
         self._folder = run.folder.path(name)
         self._next = 0
 
-    def read(self) -> tuple[UInt64, UInt64]:
-        """Return the ids that were answered and their roots, (n,) each; files cut short by a crash don't count."""
-        ids, roots = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    def read(self, earlier: tuple[UInt64, UInt64]) -> tuple[UInt64, UInt64]:
+        """Return the ids that were answered, `earlier` too, and their roots; files cut short by a crash don't count."""
+        ids, roots = [earlier[0]], [earlier[1]]
         for path in sorted(self._folder.glob("*.npy")):
             self._next = max(self._next, int(path.stem) + 1)
             try:
