@@ -6,6 +6,7 @@ import functools
 import os
 import secrets
 import signal
+from abc import abstractmethod
 from typing import Any
 
 import luigi
@@ -112,9 +113,9 @@ class RunTask(luigi.Task):
         except VoxelProbeError:
             return False
 
+    @abstractmethod
     def is_done(self) -> bool:
         """Return whether the stage's marker is there and whole."""
-        raise NotImplementedError
 
     def run(self) -> Any:
         """Do the stage's work, ending with the parent whatever ends it."""
@@ -124,9 +125,9 @@ class RunTask(luigi.Task):
             die_with_parent()
         return self.work()
 
+    @abstractmethod
     def work(self) -> Any:
         """Do the stage's work."""
-        raise NotImplementedError
 
 
 class OutputPath(str):

@@ -47,13 +47,13 @@ def test_module_is_found_away_from_the_checkout(tmp_path: Path) -> None:
     assert "--volume is missing" in done.stderr
 
 
-@pytest.mark.parametrize("word", ["pypi.org", "pythonhosted", "index-url", "/root/", "/work/"])
+@pytest.mark.parametrize("word", ["pypi" + ".org", "python" + "hosted", "index" + "-url", "/ro" + "ot/", "/wo" + "rk/"])
 def test_no_machine_or_registry_is_named(word: str) -> None:
     """The repository names no machine's path and no registry's host."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = [
         name for name in tracked.split("\0")
-        if name and name != "tests/test_packaging.py" and (ROOT / name).is_file()
+        if name and (ROOT / name).is_file()
         and word.encode() in (ROOT / name).read_bytes()
     ]
     assert not found
