@@ -74,15 +74,20 @@ class RefreshRootsOfDay(MixinNaiveBulkComplete, luigi.Task):
                              "DATE-changes.parquet.")
     workspace = luigi.Parameter(default="./workspace", description="Folder for markers and downloads.")
 
-    def requires(self) -> RefreshRoots:
+    def requires(self) -> list[RefreshRoots]:
         """Need the day's table."""
         if not self.folder:
-            raise InputError("--folder is missing; see luigi --module pipeline RefreshRootsOfDay --help")
-        return RefreshRoots(
+            return []  # said by run(): what is raised here comes with Luigi's traceback
+        return [RefreshRoots(
             table=self.table, timestamp=f"{self.date:%Y-%m-%d}T00:00:00Z", workspace=self.workspace,
             output=f"{self.folder.rstrip('/')}/{self.date:%Y-%m-%d}.parquet",
-        )
+        )]
 
     def complete(self) -> bool:
         """Return whether the day's tables are there."""
-        return self.requires().complete()
+        return bool(self.folder) and all(task.complete() for task in self.requires())
+
+    def run(self) -> None:
+        """Say what is missing; the work is that of the day's table."""
+        if not self.folder:
+            raise InputError("--folder is missing; see luigi --module pipeline RefreshRootsOfDay --help")

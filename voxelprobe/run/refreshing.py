@@ -96,17 +96,17 @@ def plan_refresh(table: str, timestamp: str, output: str, changes: str, workspac
     home, source = parse_location(workspace), parse_location(table)
     machine = machine_folder(home)
     suffix = check_output_suffix(output)
-    places, urls = [], [source.url]
-    for place in (output, changes or f"{output[: -len(suffix)]}-changes.parquet"):
-        check_output_suffix(place)
-        location = parse_location(place)
+    outputs = [parse_location(place) for place in (output, changes or f"{output[: -len(suffix)]}-changes.parquet")]
+    for location in outputs:
+        check_output_suffix(location.url)
+    for name, location in zip(("workspace", "output", "changes"), (home, *outputs), strict=True):
         if location.url.startswith(("http://", "https://")):
-            raise InputError(f"output {place}: expected a local path or a bucket, found a web server")
-        places.append((Folder(location.parent, machine / "outputs"), location.name))
-        urls.append(location.url)
-    if len(set(urls)) < len(urls):
+            raise InputError(f"{name} {location.url}: expected a local path or a bucket, found a web server")
+    urls = [location.url for location in (source, *outputs)]
+    if len(set(urls)) < 3:
         # A refresh that was killed after it replaced its own table would find nothing changed.
         raise InputError(f"expected three places, for the table, the new one and the changes; found {', '.join(urls)}")
+    places = [(Folder(location.parent, machine / "outputs"), location.name) for location in outputs]
     return Refresh(
         localise_points(source, machine / "inputs"), parse_timestamp(timestamp, now=now),
         places[0], places[1], Folder(home.child("refreshes"), machine / "refreshes"), now,
