@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import fnmatch
+import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +16,8 @@ from voxelprobe.errors import InputError, TransportError
 from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import open_cloud_files, translate_error
 from voxelprobe.transport.sources import open_source
+
+logger = logging.getLogger(__name__)
 
 
 class Folder:
@@ -51,7 +57,7 @@ class Folder:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # The suffix stays last: it tells writers the format.
-            temporary = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
+            temporary = temporary_path(target)
             try:
                 yield temporary
                 with open(temporary, "rb") as file:
@@ -134,7 +140,7 @@ class Folder:
             if content is None:
                 raise InputError(f"no file at {self.location.url}/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+            temporary = temporary_path(path)
             temporary.write_bytes(content)
             os.replace(temporary, path)
         return path
@@ -142,11 +148,35 @@ class Folder:
     def sweep(self, pattern: str) -> None:
         """Delete what killed processes left half-written of files like `pattern`. Only for who holds their lock."""
         target = self.path(pattern)
-        for leftover in target.parent.glob(f".tmp-*-{target.name}"):
-            leftover.unlink(missing_ok=True)
+        ours = re.compile(r"\.tmp-\d+-[0-9a-f]{8}-" + fnmatch.translate(target.name))
+        for leftover in target.parent.glob(".tmp-*"):
+            if ours.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, doing: str) -> Iterator[None]:
+        """Hold a lock file for this process; wait, and say so, while another process of this machine holds it."""
+        path = self.path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
+        except OSError as error:
+            raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process that is at %s", doing)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _upload(self, name: str, content: bytes) -> None:
         try:
             open_cloud_files(self.location.url).put(name, content, cache_control="no-cache")
         except Exception as error:
             raise translate_error(error, f"{self.location.url}/{name}") from error
+
+
+def temporary_path(target: Path) -> Path:
+    """Return a name beside `target` that no other process uses and that `Folder.sweep` knows."""
+    return target.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")

@@ -21,6 +21,7 @@ from voxelprobe.run.progress import ProgressBoard
 from voxelprobe.run.report import REPORT, write_report
 from voxelprobe.run.result import PointValues, Result
 from voxelprobe.run.roots import read_roots
+from voxelprobe.storage import temporary_path
 
 # Larger arrays live in a file, so that a run of 10^9 points fits a small machine.
 _MEMORY_BYTES = 512 << 20
@@ -47,7 +48,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
             raise StaleRunError(f"{run.folder.location.url}: the plan is gone or damaged; run again")
         for leftover in (f"{stem}.*", result.marker, REPORT):
             run.folder.sweep(leftover)
-        scratch = run.folder.path(f".tmp-{execution}-{stem}.")
+        scratch = temporary_path(run.folder.path(f"{stem}."))
         try:
             values, facts = _gather(result, plan, scratch)
             result.folder.sweep(result.name)

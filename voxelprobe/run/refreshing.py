@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelprobe.errors import InputError, TransportError
+from voxelprobe.errors import InputError
 from voxelprobe.graphene.timestamps import Timestamp, parse_timestamp
 from voxelprobe.locations import parse_location
 from voxelprobe.points import check_output_suffix
@@ -54,7 +51,7 @@ class Refresh:
         """Write both tables and then the marker; nothing if another process of this machine did so meanwhile."""
         if warning := self.at.recent_warning(self.now):
             logger.warning("%s", warning)
-        with self._lock():
+        with self.markers.lock(f"{self.marker}.lock", "the same refresh"):
             if self.is_done():
                 return
             key, old = self.key, open_old_result(self.table)
@@ -64,19 +61,6 @@ class Refresh:
             write_manifest(self.markers, self.marker, key, [], asdict(report) | {"versions": self._versions()})
         logger.info("%s points have another root: %s; the new table is %s", f"{report.changed:,}",
                     self.changes[0].child_url(self.changes[1]), self.output[0].child_url(self.output[1]))
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Hold the place of the new table for this process, so that leftovers in it are no one's work."""
-        path = self.markers.path(f"{self.marker}.lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
-        except OSError as error:
-            raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _versions(self) -> list[str | None]:
         return [folder.version(name) for folder, name in (self.output, self.changes)]

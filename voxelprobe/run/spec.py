@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -11,13 +9,13 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voxelprobe.cache.disk import DiskCache, ScaleCache
-from voxelprobe.errors import InputError, StaleRunError, TransportError
+from voxelprobe.errors import InputError, StaleRunError
 from voxelprobe.locations import Location, parse_location
 from voxelprobe.opening import Volume, open_volume
 from voxelprobe.points import (
@@ -111,22 +109,9 @@ class Run:
             raise InputError(f"output {output}: expected a local path or a bucket, found a web server")
         return Folder(location.parent, self.folder.path("outputs")), location.name
 
-    @contextlib.contextmanager
-    def lock(self, stage: str) -> Iterator[None]:
-        """Hold a stage of this run for this process; wait, and say so, while another process of this machine does."""
-        path = self.folder.path(f"locks/{stage}.lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
-        except OSError as error:
-            raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that is at %s of the same run", stage)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def lock(self, stage: str) -> AbstractContextManager[None]:
+        """Hold a stage of this run for this process."""
+        return self.folder.lock(f"locks/{stage}.lock", f"{stage} of the same run")
 
     @property
     def provenance(self) -> dict[str, Any]:
