@@ -21,7 +21,8 @@ _MAIN_PROCESS = os.getpid()
 
 DEFAULT_CACHE_BYTES = 20 << 30
 DEFAULT_FETCH_THREADS = 32
-DEFAULT_GRAPHENE_BATCH_SIZE = 20_000
+# Measured by benchmarks/graphene.py: within 5 % of the best over a network, and below 1 MB a request.
+DEFAULT_GRAPHENE_BATCH_SIZE = 50_000
 DEFAULT_GRAPHENE_CONCURRENCY = 2
 
 

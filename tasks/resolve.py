@@ -29,4 +29,4 @@ class ResolveRoots(GroupTask, RootsTask):
         from voxelprobe.run.roots import resolve_group
 
         resolve_group(self.engine_run, self.group, self.roots_at(), batch_size=self.graphene_batch_size,
-                      concurrency=self.graphene_concurrency, board=self.board())
+                      concurrency=self.graphene_concurrency, board=self.board(), execution=self.execution)

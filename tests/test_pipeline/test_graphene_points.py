@@ -175,3 +175,16 @@ def test_every_kind_of_point(world: World, server3: GraphServer, cli: Any, tmp_p
         assert table[f"{prefix}_root_id"].to_pylist() == roots.tolist()
         assert table[f"{prefix}_status"].to_pylist() == status.tolist()
     assert 0 not in server3.calls("roots_binary")[0].ids
+
+
+def test_every_form_of_the_address_is_one_run(world: World, server3: GraphServer, cli: Any, tmp_path: Path,
+                                              write_points: Any) -> None:
+    """A table named in another form is the same table: its run is there already."""
+    points = write_points(tmp_path / "p.npy", world.voxels)
+    assert cli.run(volume=server3.cloudpath, points=points, timestamp=CREATED).code == 0
+    server3.clear()
+    for form in ("{}/segmentation/api/v1/probe", "middleauth+{}/segmentation/1.0/probe/"):
+        outcome = cli.run(volume="graphene://" + form.format(server3.url), points=points, timestamp=CREATED)
+        assert outcome.code == 0, outcome.err
+        assert "nothing to do" in outcome.err
+    assert server3.calls("roots_binary") == []

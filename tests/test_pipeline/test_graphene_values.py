@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,12 +79,10 @@ def times_of(*folders: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
 
 
-@pytest.fixture(scope="module")
-def tables(world: World, tmp_path_factory: pytest.TempPathFactory, new_cli: Any) -> dict[float, pa.Table]:
-    """The results at `TIMES`, of one workspace; that each costs what it should is asserted on the way."""
+def sample_at_times(world: World, cli: Any) -> dict[float, pa.Table]:
+    """Return the results at `TIMES`, of one workspace; that each costs what it should is asserted on the way."""
     found, unique = {}, np.unique(world.truth[world.truth != 0])
-    with (GraphServer(world.graph, data_dir=world.store.url, watershed_info=world.info) as server,
-          closing(new_cli(tmp_path_factory.mktemp("times") / "cli")) as cli):
+    with GraphServer(world.graph, data_dir=world.store.url, watershed_info=world.info) as server:
         for at in TIMES:
             server.clear()
             world.store.clear()
@@ -109,8 +106,27 @@ def tables(world: World, tmp_path_factory: pytest.TempPathFactory, new_cli: Any)
     return found
 
 
-def test_supervoxels_and_roots_are_the_graphs(world: World, tables: dict[float, pa.Table]) -> None:
-    """Around a split and a merge every point has its supervoxel and its root of that time, uint64; 0 is root 0."""
+def read_with_cloud_volume(world: World, some: Any, folder: Path) -> tuple[list[int], list[list[int]]]:
+    """Return the supervoxels of some points, and their roots at `TIMES`, as CloudVolume reads them."""
+    (folder / "secrets").mkdir()
+    (folder / "secrets/cave-secret.json").write_text('{"token": "0123456789abcdef"}')
+    own = {"HOME": str(folder), "CLOUD_VOLUME_DIR": str(folder), "CLOUD_FILES_DIR": str(folder),
+           "PATH": os.environ["PATH"], "NO_PROXY": "*"}
+    with GraphServer(world.graph, data_dir=world.store.folder) as server:
+        asked = {"cloudpath": server.cloudpath, "points": world.voxels[some].tolist(), "times": TIMES}
+        ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CLOUD_VOLUME], env=own, input=json.dumps(asked),
+                               cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    supervoxels, *roots = json.loads(ended.stdout)
+    return supervoxels, roots
+
+
+def test_supervoxels_and_roots_around_edits(world: World, cli: Any, tmp_path: Path) -> None:
+    """Around a split and a merge 200,000 points have the graph's supervoxels and roots, and CloudVolume's.
+
+    A later time asks for each supervoxel once and for nothing else: no chunk is read and no label written again.
+    """
+    tables = sample_at_times(world, cli)
     for at, table in tables.items():
         assert table.column_names == ["x", "y", "z", "supervoxel_id", "root_id", "status"]
         assert table.schema.field("root_id").type == table.schema.field("supervoxel_id").type == pa.uint64()
@@ -119,46 +135,16 @@ def test_supervoxels_and_roots_are_the_graphs(world: World, tables: dict[float, 
         assert table["status"].unique().to_pylist() == ["ok"]
     assert (world.truth == 0).any()
     assert len({table["root_id"].to_numpy().tobytes() for table in tables.values()}) == 3
-
-
-def test_the_metadata_say_where_the_roots_are_from(world: World, tables: dict[float, pa.Table]) -> None:
-    """The table names the graph, the watershed, and the time to the millisecond."""
+    # The metadata say where the roots are from.
     written = [json.loads(table.schema.metadata[b"voxelprobe"]) for table in tables.values()]
     assert [about["timestamp"] for about in written] == \
         ["2022-04-15T05:20:00.000Z", "2022-04-15T05:20:01.000Z", "2023-11-14T22:13:21.000Z"]
-    assert {about["volume"] for about in written} == {world.store.url}
-    assert {about["stop_layer"] for about in written} == {None}
+    assert {(about["volume"], about["stop_layer"]) for about in written} == {(world.store.url, None)}
     assert all(about["graphene"].startswith("graphene://http://127.0.0.1:") for about in written)
-
-
-def test_cloud_volume_reads_the_same(world: World, tables: dict[float, pa.Table], tmp_path: Path) -> None:
-    """CloudVolume's scattered_points gives the same supervoxels and roots at the same times."""
     # Points of what was edited, and others.
     edited = tables[TIMES[0]]["root_id"].to_numpy() != tables[TIMES[2]]["root_id"].to_numpy()
     some = np.concatenate([np.flatnonzero(edited)[:100], np.arange(300)])
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets/cave-secret.json").write_text('{"token": "0123456789abcdef"}')
-    own = {"HOME": str(tmp_path), "CLOUD_VOLUME_DIR": str(tmp_path), "CLOUD_FILES_DIR": str(tmp_path),
-           "PATH": os.environ["PATH"], "NO_PROXY": "*"}
-    with GraphServer(world.graph, data_dir=world.store.folder) as server:
-        asked = {"cloudpath": server.cloudpath, "points": world.voxels[some].tolist(), "times": TIMES}
-        ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CLOUD_VOLUME], env=own, input=json.dumps(asked),
-                               cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    supervoxels, *roots = json.loads(ended.stdout)
+    supervoxels, roots = read_with_cloud_volume(world, some, tmp_path)
     for at, theirs in zip(TIMES, roots, strict=True):
         assert tables[at]["supervoxel_id"].to_numpy()[some].tolist() == supervoxels
         assert tables[at]["root_id"].to_numpy()[some].tolist() == theirs
-
-
-def test_every_form_of_the_address_is_one_run(world: World, cli: Any, tmp_path: Path, write_points: Any) -> None:
-    """A table named in another form is the same table: its run is there already."""
-    points = write_points(tmp_path / "few.npy", world.voxels[:500])
-    with GraphServer(world.graph, data_dir=world.store.url, watershed_info=world.info) as server:
-        assert cli.run(volume=server.cloudpath, points=points, timestamp=TIMES[0]).code == 0
-        server.clear()
-        for form in ("{}/segmentation/api/v1/probe", "middleauth+{}/segmentation/1.0/probe/"):
-            outcome = cli.run(volume="graphene://" + form.format(server.url), points=points, timestamp=TIMES[0])
-            assert outcome.code == 0, outcome.err
-            assert "nothing to do" in outcome.err
-        assert server.calls("roots_binary") == []

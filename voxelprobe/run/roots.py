@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from voxelprobe.arrays import UInt64
-from voxelprobe.errors import InputError, StaleRunError
+from voxelprobe.errors import InputError, StaleRunError, TransportError, VoxelProbeError
 from voxelprobe.graphene.table import GraphTable
 from voxelprobe.graphene.timestamps import Timestamp, parse_timestamp
 from voxelprobe.points import UnitConversion, unit_of_resolution
@@ -110,9 +111,15 @@ def read_roots(run: Run, group: int, roots: RootsAt) -> tuple[Any, Any, Any]:
 
 
 def resolve_group(
-    run: Run, group: int, roots: RootsAt, *, batch_size: int, concurrency: int, board: ProgressBoard
+    run: Run, group: int, roots: RootsAt, *, batch_size: int, concurrency: int, board: ProgressBoard, execution: str
 ) -> None:
     """Resolve a group's supervoxels and leave their roots with the marker.
+
+    Parameters
+    ----------
+    execution
+        Once a group has failed in it, the server isn't asked for others: what one was refused, all would be,
+        and a server that is down costs minutes of waiting.
 
     Raises
     ------
@@ -122,7 +129,7 @@ def resolve_group(
         If the server refuses or doesn't answer. The batches that were answered stay.
     """
     graph = graph_of(run)
-    with run.lock(f"resolve-{group:03d}-{roots.key}"):
+    with run.lock(f"resolve-{group:03d}-{roots.key}"), _failing_once(run, group, roots, execution):
         if read_resolved(run, group, roots) is not None:
             return
         decoded = read_decoded(run, group)
@@ -156,6 +163,23 @@ def resolve_group(
         checkpoints.remove()
         logger.info("group %d: resolved %s supervoxels in %s requests, %s without a root, %.1f s", group,
                     f"{len(ids):,}", f"{requests:,}", f"{facts['unresolved']:,}", time.monotonic() - started)
+
+
+@contextmanager
+def _failing_once(run: Run, group: int, roots: RootsAt, execution: str) -> Iterator[None]:
+    """Note which group failed first in an execution, and raise for the ones after it."""
+    note = run.folder.path(f"roots/{roots.key}/failed-{execution}")
+    if note.exists():
+        raise TransportError(f"group {group} was not resolved, since group {note.read_text()} failed (see above); "
+                             "the same command goes on from here")
+    for older in note.parent.glob("failed-*"):
+        older.unlink(missing_ok=True)
+    try:
+        yield
+    except VoxelProbeError:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(group))
+        raise
 
 
 def _stem(group: int, roots: RootsAt) -> str:
@@ -193,8 +217,8 @@ def _check_chunks(run: Run, group: int, graph: GraphTable, labels: UInt64, read:
     if share > MAX_MISMATCH_SHARE:
         raise InputError(
             f"{run.settings.volume}: {share:.1%} of {compared:,} supervoxels of group {group} aren't of the graph "
-            f"chunk that their point is in (expected at most {MAX_MISMATCH_SHARE:.0%}): the points' unit or mip is "
-            "wrong, or the volume isn't this graph's; the graph server was not asked"
+            f"chunk that their point is in (expected at most {MAX_MISMATCH_SHARE:.0%}): {run.volume.url} isn't this "
+            "graph's watershed, or its mip or the graph's info is wrong; the graph server was not asked"
         )
     return share
 
