@@ -32,7 +32,7 @@ class RunTask(luigi.Task):
     volume = luigi.Parameter(
         default="",
         description="Volume to read: gs://…, s3://…, https://…, file://… or mem://…, with or without precomputed:// "
-        "in front. Required.",
+        "in front; or graphene://https://HOST/segmentation/table/NAME. Required.",
     )
     points = luigi.Parameter(
         default="",
@@ -160,8 +160,11 @@ class RootsTask(RunTask):
     stop_layer = luigi.Parameter(
         default="", description="Graphene: resolve to this layer of the graph. Default: the roots."
     )
+    agglomerate = luigi.BoolParameter(
+        default=True, parsing=luigi.BoolParameter.EXPLICIT_PARSING, description="Graphene: give the roots too."
+    )
     no_agglomerate = luigi.BoolParameter(
-        default=False, description="Graphene: give the supervoxels only, and don't ask the graph server."
+        default=False, description="Graphene: give the supervoxels only, and don't ask the graph server for roots."
     )
     graphene_batch_size = luigi.IntParameter(
         default=DEFAULT_GRAPHENE_BATCH_SIZE,
@@ -177,7 +180,8 @@ class RootsTask(RunTask):
     @property
     def has_roots(self) -> bool:
         """Return whether the run has a resolve stage."""
-        return self.engine_run.volume.graph is not None and not self.no_agglomerate
+        wanted = self.agglomerate and not self.no_agglomerate
+        return wanted and self.engine_run.volume.graph is not None
 
     def roots_at(self) -> Any:
         """Return which roots the result has (`voxelprobe.run.roots.RootsAt`), or None."""

@@ -122,11 +122,12 @@ def test_a_lower_layer(world: World, server3: GraphServer, cli: Any, tmp_path: P
     assert "Traceback" not in outcome.err
 
 
-def test_supervoxels_only(world: World, server3: GraphServer, cli: Any, tmp_path: Path, write_points: Any,
-                          read_table: Any) -> None:
+@pytest.mark.parametrize("words", [{"no_agglomerate": True}, {"agglomerate": "false"}], ids=str)
+def test_supervoxels_only(world: World, server3: GraphServer, cli: Any, words: dict[str, Any], tmp_path: Path,
+                          write_points: Any, read_table: Any) -> None:
     """--no-agglomerate gives the supervoxels and asks the graph server for its info and nothing else."""
     points = write_points(tmp_path / "p.npy", world.voxels)
-    outcome = cli.run(volume=server3.cloudpath, points=points, no_agglomerate=True)
+    outcome = cli.run(volume=server3.cloudpath, points=points, **words)
     assert outcome.code == 0, outcome.err
     table = read_table(cli.result)
     assert table.column_names == ["x", "y", "z", "supervoxel_id", "status"]

@@ -60,6 +60,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
         facts |= {
             "output": result.url,
             "output_version": result.folder.version(result.name),
+            "roots_at": None if result.roots is None else result.roots.provenance,
             "rows": plan.facts["rows"],
             "points": len(values.status),
             "execution": execution,
