@@ -139,7 +139,7 @@ class PointReaderTests:
 
     def encode(self, array: Labels, layout: ChunkLayout) -> bytes:
         """Return a chunk as another program writes it; `array` has shape (x, y, z, channels)."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has to bring its own encode()")
 
     def test_every_voxel(self) -> None:
         """All voxels of all layouts have the labels that were encoded, with shape (n, channels) and the dtype."""
