@@ -10,7 +10,7 @@ a small stream made of the slices needed, in which each component has its own nu
 the checksum is of; the labels are then looked up by them. An answer from format 1 is the original's, whatever was
 damaged, or a `CorruptDataError`. Format 0 has no checksums: there, damaged bytes may give wrong labels.
 
-The checks cost (benchmarks/crossovers.py): 1.3 to 2.1 times the package's `scattered_points`; against its full decode
+The checks cost (benchmarks/crossovers.py): 1.3 to 3.1 times the package's `scattered_points`; against its full decode
 one point costs a 5th to a 70th, points in all slices from 1.2 times (128 x 128 x 32) to two thirds (256 x 256 x 64).
 
 A damaged crack code may make the package write outside its arrays: hence `ISOLATED`, and a worker that met a

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -16,7 +15,7 @@ from voxelprobe.testing.graph_api import Call, GraphApi, Refusal
 from voxelprobe.testing.graph_info import Version, graph_info
 from voxelprobe.testing.graph_model import ChunkedGraph, Ids
 from voxelprobe.testing.graph_replies import Reply, fault_reply, html_reply, takes_gzip
-from voxelprobe.testing.loopback import LoopbackServer, reset_connection
+from voxelprobe.testing.loopback import Served, reset_connection
 
 __all__ = ["Fault", "GraphRequest", "GraphServer"]
 
@@ -37,7 +36,7 @@ class GraphRequest(NamedTuple):
     authorized: bool
 
 
-class GraphServer:
+class GraphServer(Served):
     """Serve a graph at `url` inside a `with` block.
 
     Parameters
@@ -96,7 +95,6 @@ class GraphServer:
         self._in_flight = 0
         self._lock = threading.Lock()
         self._plan = FaultPlan()
-        self._server: LoopbackServer | None = None
 
     def fail(self, path: str, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
         """Plan a fault for the next `times` requests of `path` (as `*roots_binary`) after `skip` good ones.
@@ -122,30 +120,13 @@ class GraphServer:
             return [request for request in self.requests if request.path.endswith(f"/{name}")]
 
     @property
-    def url(self) -> str:
-        """Return the server's address, without a slash at the end."""
-        assert self._server is not None, "the graph is served inside its with block"
-        return self._server.url
-
-    @property
     def cloudpath(self) -> str:
         """Return the graph's cloudpath, as CloudVolume takes it."""
         return f"graphene://{self.url}/segmentation/table/{self.api.table}"
 
-    def __enter__(self) -> GraphServer:
-        self._server = LoopbackServer(type("GraphHandler", (_Handler,), {"graph": self}))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self._server is not None:
-            self._server.stop()
-        self._server = None
-
-    def wait(self, seconds: float) -> bool:
-        """Return after `seconds`, or True at once when the server closes."""
-        server = self._server
-        return server is None or (server.closing.wait(seconds) if seconds > 0 else server.closing.is_set())
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return a handler that answers for this graph."""
+        return type("GraphHandler", (_Handler,), {"graph": self})
 
     def begin(self, call: Call) -> Fault | None:
         """Count a call and return the fault that it meets."""

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from voxelprobe.testing.faults import Fault, FaultPlan
-from voxelprobe.testing.loopback import LoopbackServer, parse_range, reset_connection
+from voxelprobe.testing.loopback import Served, parse_range, reset_connection
 
 __all__ = ["Fault", "HttpStore", "Request"]
 
@@ -33,7 +32,7 @@ class Request(NamedTuple):
     range: str | None
 
 
-class HttpStore:
+class HttpStore(Served):
     """Serve `folder` at `url` inside a `with` block.
 
     Parameters
@@ -81,7 +80,6 @@ class HttpStore:
         self._in_flight = 0
         self._lock = threading.Lock()
         self._plan = FaultPlan()
-        self._server: LoopbackServer | None = None
 
     def fail(self, path: str, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
         """Plan a fault for the next `times` requests of `path` after `skip` good ones; see `FaultPlan.add`."""
@@ -97,26 +95,9 @@ class HttpStore:
             self.requests.clear()
             self.bytes_sent = self.peak_in_flight = 0
 
-    @property
-    def url(self) -> str:
-        """Return the folder's address, without a slash at the end."""
-        assert self._server is not None, "the store is served inside its with block"
-        return self._server.url
-
-    def __enter__(self) -> HttpStore:
-        self._server = LoopbackServer(type("StoreHandler", (_Handler,), {"store": self}))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self._server is not None:
-            self._server.stop()
-        self._server = None
-
-    def wait(self, seconds: float) -> bool:
-        """Return after `seconds`, or True at once when the store closes."""
-        server = self._server
-        return server is None or (server.closing.wait(seconds) if seconds > 0 else server.closing.is_set())
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return a handler that answers for this store."""
+        return type("StoreHandler", (_Handler,), {"store": self})
 
     def begin(self, request: Request) -> Fault | None:
         """Count a request and return the fault that it meets."""

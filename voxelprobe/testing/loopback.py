@@ -7,8 +7,10 @@ import re
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -70,6 +72,38 @@ class LoopbackServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client that went away is no concern of a test's output."""
+
+
+class Served(ABC):
+    """Something that is served on the loopback while its with block lasts."""
+
+    _server: LoopbackServer | None = None
+
+    @abstractmethod
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return the handler that answers for this object."""
+
+    @property
+    def url(self) -> str:
+        """Return the server's address, without a slash at the end."""
+        assert self._server is not None, "served only inside the with block"
+        return self._server.url
+
+    def __enter__(self) -> Self:
+        self._server = LoopbackServer(self.handler())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.stop()
+        self._server = None
+
+    def wait(self, seconds: float) -> bool:
+        """Return after `seconds`, or True at once when the server closes."""
+        server = self._server
+        return server is None or (server.closing.wait(seconds) if seconds > 0 else server.closing.is_set())
 
 
 def reset_connection(handler: BaseHTTPRequestHandler) -> None:
