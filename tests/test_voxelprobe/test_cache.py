@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import google_crc32c
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -66,6 +67,8 @@ class CacheMachine(RuleBasedStateMachine):
         chunks = [self.name(region, number) for number in numbers]
         expected = {chunk: self.oracle[region][chunk] for chunk in chunks if chunk in self.oracle[region]}
         assert self.cache.read(region, chunks) == expected
+        one_by_one = list(self.cache.each(region, chunks))
+        assert (dict(one_by_one), len(one_by_one)) == (expected, len(expected))
         assert self.cache.known(region, chunks) == expected.keys()
 
     @rule()
@@ -123,14 +126,58 @@ def test_a_region_that_isnt_there_is_empty_and_stays_so(tmp_path):
     assert region_files(tmp_path) == {}
 
 
-def test_values_are_a_checksum_and_the_payload_and_no_pickle(tmp_path):
-    """A row is the CRC32C of chunk number and payload, then the payload as it came; nothing that could be executed."""
+def test_values_are_payloads_and_checksums_and_no_pickles(tmp_path):
+    """A chunk's rows are the payload as it came, and the CRC32C of number and payload: nothing to be executed."""
     make_cache(tmp_path).write(4, {12: b"payload", 13: ABSENT})
     with sqlite3.connect(region_files(tmp_path)[4]) as database:
         rows = dict(database.execute("SELECT key, value FROM chunks"))
     database.close()
-    assert rows == {key: google_crc32c.value(key.encode() + payload).to_bytes(4, "little") + payload
-                    for key, payload in (("12", b"payload"), ("13", b""))}
+    payloads = {"12": b"payload", "13": b""}
+    sums = {f"{key} crc32c": google_crc32c.value(key.encode() + payload).to_bytes(4, "little")
+            for key, payload in payloads.items()}
+    assert rows == payloads | sums
+
+
+@pytest.mark.parametrize(("sizes", "page"), [
+    ([], None), ([0], 4096), ([100] * 64, 4096), ([30_000] * 64, 8192), ([130_000] * 64, 32_768),
+    ([131_072] * 64, 65_536), ([10**6] * 32, 65_536), ([131_072], 4096), ([131_072] * 8, 16_384),
+])
+def test_pages_are_as_large_as_the_first_chunks_are_worth(tmp_path, sizes, page):
+    """Half a chunk, and a 64th of the batch; later batches, of other sizes, find their place in pages of that size."""
+    cache = make_cache(tmp_path)
+    cache.write(1, {chunk: bytes(size) for chunk, size in enumerate(sizes)})
+    for path in region_files(tmp_path).values():
+        assert int.from_bytes(path.read_bytes()[16:18], "big") % 65_535 == page % 65_535
+    cache.write(1, {1000: b"x", 1001: bytes(300_000)})
+    expected = {1000: b"x", 1001: bytes(300_000), **dict(enumerate(map(bytes, sizes[:1])))}
+    assert cache.read(1, [0, 1000, 1001]) == expected
+
+
+def test_a_byte_is_written_once(tmp_path):
+    """What a batch has cost when it is committed is its bytes, and a tenth more at most; nothing is left beside it."""
+    cache = make_cache(tmp_path)
+    cache.write(1, {chunk: os.urandom(200_000) for chunk in range(64)})
+    before = bytes_written()
+    cache.write(1, {chunk: os.urandom(200_000) for chunk in range(64, 128)})
+    assert 64 * 200_000 < bytes_written() - before < 1.1 * 64 * 200_000
+    assert {path.suffix for path in tmp_path.glob("*/*")} == {".sqlite", ".lock"}
+
+
+def bytes_written():
+    """Return how many bytes this process has handed to the kernel."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["wchar"])
+
+
+def test_a_reader_that_stops_early_lets_go(tmp_path):
+    """Whoever takes one chunk of many and leaves is in nobody's way afterwards."""
+    cache = make_cache(tmp_path)
+    cache.write(1, {chunk: b"%d" % chunk for chunk in range(100)})
+    reader = cache.each(1, range(100))
+    chunk, payload = next(reader)
+    assert payload == b"%d" % chunk
+    reader.close()
+    cache.write(1, {100: b"more"})
+    assert cache.read(1, [0, 100]) == {0: b"0", 100: b"more"}
 
 
 def test_what_was_written_survives_the_process(tmp_path):

@@ -32,8 +32,7 @@ def written(root):
 
 def put(path, content):
     """Replace a region's file, as a damaged disk does, and nothing of the log that belonged to it."""
-    for suffix in ("-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    Path(f"{path}-journal").unlink(missing_ok=True)
     path.write_bytes(content)
 
 
@@ -105,24 +104,89 @@ def test_no_flipped_bit_is_ever_returned(tmp_path):
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.parametrize("size", [300, 9000, 70_000])
+def test_pages_that_the_power_took_are_never_made_up(tmp_path, size):
+    """Where the disk got only some of a commit's blocks, in any order, each chunk is one that was written, or none."""
+    cache = make_cache(tmp_path)
+    before = {chunk: b"old %d " % chunk * (size // 8) for chunk in range(40)}
+    after = {chunk: b"new %d " % chunk * (size // 8) for chunk in range(20, 60)}
+    cache.write(3, before)
+    (path,) = tmp_path.glob("*/r*.sqlite")
+    old = path.read_bytes()
+    cache.write(3, after)
+    new = path.read_bytes()
+    rng = random.Random(size)
+    logging.disable(logging.WARNING)
+    try:
+        for _ in range(60):
+            lost = rng.random()
+            blocks = [rng.choice([old[at : at + 4096].ljust(4096, b"\0"), bytes(4096)]) if rng.random() < lost
+                      else new[at : at + 4096] for at in range(0, len(new), 4096)]
+            put(path, b"".join(blocks)[: rng.choice([len(new), rng.randrange(len(old), len(new))])])
+            assert cache.known(3, range(70)) <= before.keys() | after.keys()
+            for chunk, payload in cache.read(3, range(70)).items():
+                assert payload in (before.get(chunk), after.get(chunk))
+            cache.write(3, {1: b"x"})
+            assert cache.read(3, [1]).items() <= {1: b"x"}.items() | {(1, before[1])}
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def test_rows_that_changed_places_are_not_returned(tmp_path):
-    """A row under another chunk's number has its own checksum right, and is refused all the same."""
+    """Rows under another chunk's number have their own checksum right, and are refused all the same."""
     cache, path = written(tmp_path)
     with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM chunks WHERE key = '9'")
-        database.execute("UPDATE chunks SET key = '9' WHERE key = '10'")
+        for kind in ("", " crc32c"):
+            database.execute("DELETE FROM chunks WHERE key = ?", (f"9{kind}",))
+            database.execute("UPDATE chunks SET key = ? WHERE key = ?", (f"9{kind}", f"10{kind}"))
     database.close()
     assert cache.read(3, [9]) == {}
 
 
+@pytest.mark.parametrize("key", ["9", "9 crc32c"])
 @pytest.mark.parametrize("value", ["text", 7, None, b"abc", b"", 1.5])
-def test_a_value_of_another_kind_is_damage(tmp_path, value):
-    """A row that isn't bytes with a checksum is no row."""
+def test_a_value_of_another_kind_is_damage(tmp_path, key, value):
+    """A payload or a checksum that is anything but the bytes that were written is none."""
     cache, path = written(tmp_path)
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE chunks SET value = ? WHERE key = '9'", (value,))
+        database.execute("UPDATE chunks SET value = ? WHERE key = ?", (value, key))
     database.close()
     assert cache.read(3, [9]) == {}
+
+
+@pytest.mark.parametrize("key", ["9", "9 crc32c"])
+def test_half_a_chunk_is_no_chunk(tmp_path, key):
+    """A payload without its checksum isn't returned, and a checksum without its payload is no chunk."""
+    cache, path = written(tmp_path)
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM chunks WHERE key = ?", (key,))
+    database.close()
+    assert cache.read(3, [9]) == {}
+    assert 9 not in cache.known(3, [9])
+
+
+def test_damage_met_on_the_way_ends_the_reading(tmp_path, caplog):
+    """One by one, what comes before the damage is right, and the rest counts as not there."""
+    cache, path = written(tmp_path)
+    put(path, payload_flipped(path.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        got = dict(cache.each(3, ASKED))
+    assert got.items() <= ROWS.items()
+    assert 11 not in got
+    assert "is damaged" in caplog.text
+    assert not path.exists()
+
+
+def test_a_stranger_who_reads_makes_writing_fail_not_hang(tmp_path, monkeypatch):
+    """SQLite's own lock, held by a program that knows nothing of ours, is an error that says so; rows stay."""
+    monkeypatch.setattr("voxelprobe.cache.region_file._BUSY_SECONDS", 0.1)
+    cache, path = written(tmp_path)
+    with sqlite3.connect(path) as stranger:
+        stranger.execute("BEGIN").execute("SELECT * FROM chunks").fetchone()
+        kind, message = in_a_child(lambda: cache.write(3, {9: b"new"}))
+    stranger.close()
+    assert (kind, "database is locked" in message, str(path) in message) == ("TransportError", True, True)
+    assert cache.read(3, ASKED) == ROWS
 
 
 def test_a_file_without_its_table_is_empty(tmp_path, caplog):

@@ -94,3 +94,36 @@ def test_an_evicted_region_is_written_again(tmp_path):
     cache.discard(1, [1])
     cache.write(1, {1: b"again"})
     assert cache.read(1, [1]) == {1: b"again"}
+
+
+def test_many_who_write_little_keep_to_the_budget(tmp_path):
+    """A process is a task, and none of them writes a share of the budget: together they keep to it all the same."""
+    for region in range(400):
+        make_cache(tmp_path, budget_bytes=1_000_000).write(region, {1: os.urandom(6000)})
+    assert disk_bytes(tmp_path) < 2_000_000
+
+
+def test_what_an_earlier_layout_left_goes_first(tmp_path):
+    """Files that nobody uses any more, with their logs, make room before any that are in use."""
+    earlier = tmp_path / "seg-0123456789abcdef" / "r00000007.sqlite"
+    earlier.parent.mkdir()
+    for suffix in ("", "-wal", "-shm"):
+        earlier.with_name(earlier.name + suffix).write_bytes(bytes(50_000))
+    earlier.with_suffix(".lock").touch()
+    os.utime(earlier.with_suffix(".lock"), (10**9 - 1, 10**9 - 1))
+    fill(tmp_path, [1, 2])
+    DiskCache(tmp_path, budget_bytes=disk_bytes(tmp_path) - 100).evict()
+    assert [path.name for path in earlier.parent.iterdir()] == ["r00000007.lock"]
+    assert sorted(region_files(tmp_path)) == [1, 2]
+
+
+def test_the_journal_of_a_killed_writer_counts_and_goes(tmp_path):
+    """What SQLite left beside a file is part of its size, and is deleted with it."""
+    fill(tmp_path, [1])
+    path = region_files(tmp_path)[1]
+    journal = path.with_name(path.name + "-journal")
+    journal.write_bytes(bytes(70_000))
+    size = path.stat().st_size
+    assert DiskCache(tmp_path, budget_bytes=size + 70_000).evict() == 0
+    assert DiskCache(tmp_path, budget_bytes=size + 69_999).evict() == size + 70_000
+    assert not journal.exists()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from voxelprobe.cache.region_file import DamagedRegionError, RegionFile
 from voxelprobe.errors import TransportError
 
-# Part of the folder's name. Raise it when regions are cut or rows are written in another way.
-LAYOUT = 1
-# How much may be written before the folder is measured again, as a share of the budget.
+# Part of the folder's name. Raise it when regions are cut or rows are written in another way. Folders of earlier
+# layouts are used by nobody, and so are the first to be evicted.
+LAYOUT = 2
+# How much is written, on average and by all processes, before the folder is measured again: a share of the budget.
 _MEASURE_SHARE = 0.02
 
 logger = logging.getLogger(__name__)
@@ -27,7 +30,6 @@ class DiskCache:
     def __init__(self, root: Path, *, budget_bytes: int) -> None:
         self._root = root
         self._budget_bytes = budget_bytes
-        self._written_bytes = 0
 
     def of_scale(self, volume_url: str, fingerprint: str) -> ScaleCache:
         """Return the part of one scale of one volume.
@@ -48,30 +50,37 @@ class DiskCache:
 
     def evict(self) -> int:
         """Delete the least recently used region files until the budget holds; return the bytes freed."""
-        sizes: dict[Path, int] = {}
-        for entry in self._root.glob("*/r*.sqlite*"):
-            try:
-                sizes[entry.with_suffix(".sqlite")] = sizes.get(entry.with_suffix(".sqlite"), 0) + entry.stat().st_size
-            except OSError:
-                continue  # another process was faster
+        sizes = self._measure()
         excess = sum(sizes.values()) - self._budget_bytes
+        if excess <= 0:
+            return 0
         freed = 0
         for path in sorted(sizes, key=_last_use):
             if freed >= excess:
                 break
             try:
-                if RegionFile(path).remove():
+                if RegionFile(Path(path)).remove():
                     freed += sizes[path]
             except OSError as error:  # another user's
                 logger.debug("can't evict %s: %s", path, error)
-        if freed > 0:
-            logger.debug("evicted %d bytes from the chunk cache", freed)
+        logger.debug("evicted %d bytes from the chunk cache", freed)
         return freed
 
+    def _measure(self) -> dict[str, int]:
+        """Return the size of each region's file with what SQLite keeps beside it, by the file's path."""
+        sizes: dict[str, int] = {}
+        for folder in _entries(self._root):
+            for entry in _entries(folder) if folder.is_dir() else ():
+                name, mark, _ = entry.name.partition(".sqlite")
+                if mark and name.startswith("r"):
+                    with contextlib.suppress(OSError):  # another process was faster
+                        path = f"{folder.path}/{name}.sqlite"
+                        sizes[path] = sizes.get(path, 0) + entry.stat().st_size
+        return sizes
+
     def _note_written(self, count: int) -> None:
-        self._written_bytes += count
-        if self._written_bytes > self._budget_bytes * _MEASURE_SHARE:
-            self._written_bytes = 0
+        # A process is a task and may write little, so nobody can count to the share: each has its part of the chance.
+        if random.random() * self._budget_bytes * _MEASURE_SHARE < count:  # noqa: S311 (no secret)
             self.evict()
 
 
@@ -88,7 +97,22 @@ class ScaleCache:
 
     def read(self, region: int, chunks: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of those of `chunks` that are here."""
-        return self._guarded(region, lambda file: file.read(chunks)) or {}
+        return self._guarded(region, lambda file: dict(file.each(chunks))) or {}
+
+    def each(self, region: int, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield those of `chunks` that are here and their payloads, in any order.
+
+        As `read`, at half the cost when no payload is kept: its memory serves for the next one. Until it ends or is
+        closed, the region can be read, but neither written nor evicted; in this process that would wait for ever.
+        """
+        try:
+            yield from self._file(region).each(chunks)
+        except DamagedRegionError as error:
+            self._drop_damaged(region, error)
+        except TransportError:
+            raise
+        except OSError as error:
+            raise self._translated(error) from error
 
     def write(self, region: int, payloads: Mapping[int, bytes]) -> None:
         """Keep payloads; when this returns they survive the process."""
@@ -108,22 +132,35 @@ class ScaleCache:
 
     def _guarded(self, region: int, work: Callable[[RegionFile], _Result]) -> _Result | None:
         """Do `work` on a region's file; a damaged file is deleted, and fetched anew by who needs it."""
-        file = self._file(region)
         try:
-            return work(file)
+            return work(self._file(region))
         except DamagedRegionError as error:
-            logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
-                           self._folder, region, error)
-            file.remove(wait=True)
+            self._drop_damaged(region, error)
             return None
+        except TransportError:
+            raise
         except OSError as error:
-            if isinstance(error, TransportError):
-                raise
-            raise TransportError(f"chunk cache {self._folder}: {error.strerror or error}") from error
+            raise self._translated(error) from error
+
+    def _drop_damaged(self, region: int, error: DamagedRegionError) -> None:
+        logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
+                       self._folder, region, error)
+        self._file(region).remove(wait=True)
+
+    def _translated(self, error: OSError) -> TransportError:
+        return TransportError(f"chunk cache {self._folder}: {error.strerror or error}")
 
 
-def _last_use(path: Path) -> float:
+def _entries(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
     try:
-        return os.stat(path.with_suffix(".lock")).st_mtime
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:  # another process was faster
+        return
+
+
+def _last_use(path: str) -> float:
+    try:
+        return os.stat(path.removesuffix(".sqlite") + ".lock").st_mtime
     except OSError:
         return 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class MemoryCache:
@@ -18,6 +18,10 @@ class MemoryCache:
     def read(self, region: int, chunks: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of those of `chunks` that are here."""
         return {chunk: self._payloads[chunk] for chunk in chunks if chunk in self._payloads}
+
+    def each(self, region: int, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield those of `chunks` that are here and their payloads."""
+        return iter(self.read(region, chunks).items())
 
     def write(self, region: int, payloads: Mapping[int, bytes]) -> None:
         """Keep payloads."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 ABSENT = b""
@@ -18,6 +18,10 @@ class ChunkCache(Protocol):
 
     def read(self, region: int, chunks: Sequence[int]) -> dict[int, bytes]:
         """Return the payloads of those of `chunks` that are here."""
+        ...
+
+    def each(self, region: int, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield those of `chunks` that are here and their payloads, in any order; no writing until it ends."""
         ...
 
     def write(self, region: int, payloads: Mapping[int, bytes]) -> None:

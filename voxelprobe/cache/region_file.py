@@ -2,15 +2,19 @@
 
 Written through sqlitedict, as bytes and never as pickles. Read through sqlite3 itself: an error
 while reading ends sqlitedict's thread and leaves its caller waiting for ever (docs/design/001-records.md).
-Each value is a CRC32C, 4 bytes little-endian, then the payload; an empty payload says that the store
-has no such chunk. SQLite has no checksums of its own, and a flipped bit here would be a wrong label.
-The checksum covers the chunk's number too: a flipped bit in SQLite's index hands out another chunk's row.
+A chunk has two rows: its payload, and the CRC32C of number and payload, 4 bytes little-endian. In one row they
+would cost a copy of each payload. An empty payload says that the store has no such chunk. SQLite has no checksums
+of its own, and a flipped bit here would be a wrong label; in its index, another chunk's row.
+
+A rollback journal, since each byte is written once then, and large pages (docs/design/007-cache.md). Nobody else has
+the file open while it is written: `flock` sees to that. A journal that a kill left, whoever comes next plays back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import sqlite3
@@ -25,6 +29,11 @@ from voxelprobe.errors import TransportError
 
 TABLE = "chunks"
 _KEYS_A_QUERY = 500
+_PAGE_BYTES = (4096, 65536)
+# Pages that SQLite holds: few, so that they are filled and written, or read, while the processor's cache has them.
+_HELD = "cache_size = -512"  # KiB
+# What SQLite writes beside the file while it writes, and after a kill leaves.
+_JOURNAL = "-journal"
 # How sqlitedict's thread ends the answer to a statement.
 _NO_MORE = "--no more--"
 _BUSY_SECONDS = 60.0
@@ -48,51 +57,60 @@ class RegionFile:
 
     def known(self, chunks: Sequence[int]) -> set[int]:
         """Return which chunks the file has a row for."""
-        known = set()
         with self._reading() as database:
-            for (key,) in _select(database, "key", chunks):
-                known.add(int(key))
-        return known
+            return {int(key) for (key,) in _select(database, "key", map(str, chunks))}
 
-    def read(self, chunks: Sequence[int]) -> dict[int, bytes]:
-        """Return the payloads of those chunks that the file has, each held against its checksum."""
-        payloads = {}
+    def each(self, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield those chunks that the file has and their payloads, each held against its checksum."""
         with self._reading() as database:
-            for key, value in _select(database, "key, value", chunks):
-                payload = value[4:]
-                if not isinstance(payload, bytes) or _checksum(str(key), payload) != value[:4]:
+            sums = dict(_select(database, "key, value", map(_sum_key, chunks)))
+            for key, payload in _select(database, "key, value", map(str, chunks)):
+                chunk = int(key)
+                if not isinstance(payload, bytes) or sums.get(_sum_key(chunk)) != _checksum(chunk, payload):
                     raise DamagedRegionError(f"row {key} doesn't match its checksum")
-                payloads[int(key)] = payload
-        return payloads
+                yield chunk, payload
 
     def write(self, payloads: Mapping[int, bytes]) -> int:
-        """Add or replace rows, commit them, and return their size in bytes."""
-        rows = {str(chunk): _checksum(str(chunk), payload) + payload for chunk, payload in payloads.items()}
-        if not rows:
+        """Add or replace rows, commit them, and return by how many bytes the file grew."""
+        if not payloads:
             return 0
-        with self._writing() as table:
-            table.update(rows)
-        return sum(map(len, rows.values()))
+        sums = {_sum_key(chunk): _checksum(chunk, payload) for chunk, payload in payloads.items()}
+        before = self._size()
+        with self._writing(_page_bytes(len(payloads), sum(map(len, payloads.values())))) as table:
+            # The sums beside each other: whoever reads wants them all before the first payload.
+            table.update(sums)
+            table.update({str(chunk): payload for chunk, payload in payloads.items()})
+        return max(self._size() - before, 0)
 
     def discard(self, chunks: Iterable[int]) -> None:
         """Remove rows."""
         with self._locked(fcntl.LOCK_EX), self._translated():
             if not self._path.exists():
                 return
-            with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database, database:
-                database.executemany(f"DELETE FROM {TABLE} WHERE key = ?", [(str(chunk),) for chunk in chunks])  # noqa: S608 (a constant)
+            keys = [(key(chunk),) for chunk in chunks for key in (str, _sum_key)]
+            with self._connected() as database, database:
+                if not _has_table(database):
+                    return
+                database.executemany(f"DELETE FROM {TABLE} WHERE key = ?", keys)  # noqa: S608 (a constant)
 
     def remove(self, *, wait: bool = False) -> bool:
         """Delete the file, unless another process is at work with it and we don't `wait`; return whether it is gone."""
         try:
             with self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
-                # The log first: SQLite would play an old one into the file that comes after.
-                for suffix in ("-wal", "-shm", ""):
+                # A log (of an earlier layout) first: SQLite would play it into the file that comes after. A journal
+                # last: without it a half-written file looks whole, while alone it is thrown away by SQLite.
+                for suffix in ("-wal", "-shm", "", _JOURNAL):
                     with contextlib.suppress(FileNotFoundError):
                         os.remove(f"{self._path}{suffix}")
         except BlockingIOError:
             return False
         return True
+
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     @contextlib.contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
@@ -128,23 +146,24 @@ class RegionFile:
             if not self._path.exists():
                 yield None
                 return
-            with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
-                made = database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone()
-                yield database if made else None
+            with self._connected() as database:
+                yield database if _has_table(database) else None
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Any]:
+    def _writing(self, page_bytes: int) -> Iterator[Any]:
         from sqlitedict import SqliteDict
 
         with self._locked(fcntl.LOCK_EX), self._translated():
-            self._prepare()
+            self._prepare(page_bytes)
             # Its errors are raised here; it would log them too, with stacks.
             logging.getLogger("sqlitedict").setLevel(logging.CRITICAL)
             table = SqliteDict(
-                str(self._path), tablename=TABLE, autocommit=False, journal_mode="WAL",
+                str(self._path), tablename=TABLE, autocommit=False, journal_mode="DELETE",
                 encode=sqlite3.Binary, decode=bytes, outer_stack=False,
             )
             try:
+                for setting in (_HELD, f"busy_timeout = {int(_BUSY_SECONDS * 1000)}"):
+                    table.conn.execute(f"PRAGMA {setting}")
                 yield table
                 _commit(table, self._path)
             finally:
@@ -153,27 +172,52 @@ class RegionFile:
                 table.close(do_log=False, force=True)
                 thread.join(_BUSY_SECONDS)
 
-    def _prepare(self) -> None:
+    def _prepare(self, page_bytes: int) -> None:
         """Make the file and its table, or raise here: in sqlitedict's thread an error would be printed."""
-        with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
+        with self._connected() as database:
+            database.execute(f"PRAGMA page_size = {page_bytes}")  # a file that is there keeps its own
             database.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (key TEXT PRIMARY KEY, value BLOB)")
 
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as database:
+            # As sqlitedict has it: what is lost with the power is fetched again.
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute(f"PRAGMA {_HELD}")
+            yield database
 
-def _checksum(key: str, payload: bytes) -> bytes:
-    return int(google_crc32c.extend(google_crc32c.value(key.encode()), payload)).to_bytes(4, "little")
+
+def _sum_key(chunk: int) -> str:
+    return f"{chunk} crc32c"
+
+
+def _checksum(chunk: int, payload: bytes) -> bytes:
+    return int(google_crc32c.extend(google_crc32c.value(b"%d" % chunk), payload)).to_bytes(4, "little")
+
+
+def _has_table(database: sqlite3.Connection) -> bool:
+    return database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone() is not None
+
+
+def _page_bytes(rows: int, size: int) -> int:
+    """Return the page size for a new file, given its first rows: at most half a payload, and a 64th of them all.
+
+    Large pages cost less to write and to read. Twice as large, they would leave much of themselves empty.
+    """
+    smallest, largest = _PAGE_BYTES
+    return max(smallest, min(largest, 1 << max(min(size // rows // 2, size // 64), 1).bit_length() - 1))
 
 
 def _select(
-    database: sqlite3.Connection | None, columns: str, chunks: Sequence[int]
+    database: sqlite3.Connection | None, columns: str, keys: Iterable[str]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of those of `chunks` that are there."""
+    """Yield the rows of those of `keys` that are there."""
     if database is None:
         return
-    for begin in range(0, len(chunks), _KEYS_A_QUERY):
-        keys = [str(chunk) for chunk in chunks[begin : begin + _KEYS_A_QUERY]]
-        marks = ",".join("?" * len(keys))
-        yield from database.execute(f"SELECT {columns} FROM {TABLE} WHERE key IN ({marks})", keys)  # noqa: S608 (constants and marks)
+    left = iter(keys)
+    while some := list(itertools.islice(left, _KEYS_A_QUERY)):
+        marks = ",".join("?" * len(some))
+        yield from database.execute(f"SELECT {columns} FROM {TABLE} WHERE key IN ({marks})", some)  # noqa: S608 (constants and marks)
 
 
 def _commit(table: Any, path: Path) -> None:
