@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-graphene test check lint clean
+.PHONY: demo demo-graphene test check lint bench clean
 
 # The stamps: an environment is remade when what it is made from changes.
 $(VENV)/.demo: pyproject.toml
@@ -15,6 +15,11 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,all]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@ $(VENV)/.demo
 
 ## Label the embedded demo volume's synapses and show the first rows.
@@ -29,6 +34,10 @@ demo-graphene: $(VENV)/.demo
 ## Run the tests.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+## Time the pipeline against TensorStore and CloudVolume, in one run. VOXELPROBE_PINKY40 may name a real segmentation.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

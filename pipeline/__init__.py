@@ -1,13 +1,14 @@
 """The pipeline, for `luigi --module pipeline SamplePoints`.
 
-    SamplePoints ── MergeTable ── SampleChunkGroup(0) ── DecodePoints(0) ── FetchChunks(0) ── PlanChunkGroups
-                        │                                                                        │
-                        ├──────── SampleChunkGroup(1) ── DecodePoints(1) ── FetchChunks(1) ──────┤
-                        └──────── …                                                              │
-                                                              points table, volume's info ───────┘
+    SamplePoints ── MergeTable ── DecodePoints(0) ── FetchChunks(0) ── PlanChunkGroups
+                        │                                                 │
+                        ├──────── DecodePoints(1) ── FetchChunks(1) ──────┤
+                        └──────── …                                       │
+                                       points table, volume's info ───────┘
 
 `PlanChunkGroups` decides how many groups there are, so they appear once there is a plan. For graphene volumes
-`ResolveRoots` stands between `SampleChunkGroup` and `DecodePoints`.
+`ResolveRoots` stands between `MergeTable` and `DecodePoints`. `SampleChunkGroup` is one group's part of it, for job
+arrays.
 """
 
 from luigi.tools.range import RangeDaily  # for `--module pipeline RangeDaily --of RefreshRootsOfDay`

@@ -20,7 +20,7 @@ _EXECUTION = os.environ.setdefault(EXECUTION_VARIABLE, secrets.token_hex(6))
 _MAIN_PROCESS = os.getpid()
 
 DEFAULT_CACHE_BYTES = 20 << 30
-DEFAULT_FETCH_THREADS = 32
+DEFAULT_FETCH_THREADS = 64
 # Measured by benchmarks/graphene.py: within 5 % of the best over a network, and below 1 MB a request.
 DEFAULT_GRAPHENE_BATCH_SIZE = 50_000
 DEFAULT_GRAPHENE_CONCURRENCY = 2
@@ -110,9 +110,12 @@ class RunTask(luigi.Task):
     def complete(self) -> bool:
         """Return whether the stage's marker is there and whole. Errors are for `run()` to raise."""
         try:
-            return self.is_done()
+            done = self.is_done()
         except VoxelProbeError:
-            return False
+            done = False
+        if not done:
+            _load_engine()
+        return done
 
     @abstractmethod
     def is_done(self) -> bool:
@@ -224,6 +227,14 @@ class GroupTask(RunTask):
         plan = read_plan(self.engine_run)
         if plan is not None and not 0 <= self.group < plan.facts["groups"]:
             raise InputError(f"group {self.group}: the plan has {plan.facts['groups']} groups, numbered from 0")
+
+
+@functools.cache
+def _load_engine() -> None:
+    """Import what the stages use, once there is a stage to do: workers are forked a task, and would each import it."""
+    import deflate  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import sqlitedict  # noqa: F401
 
 
 @functools.lru_cache(maxsize=16)

@@ -82,4 +82,5 @@ class MergeTable(OutputTask):
 
         plan = read_plan(self.engine_run)
         count = plan.facts["groups"] if plan is not None else 0
-        return [self.clone(SampleChunkGroup, group=group) for group in range(count)]
+        # The last stage of each, not SampleChunkGroup: a task of no work is forked and scheduled all the same.
+        return [self.clone(SampleChunkGroup, group=group).requires() for group in range(count)]

@@ -19,7 +19,7 @@ class ResolveRoots(GroupTask, RootsTask):
 
     def is_done(self) -> bool:
         """Return whether the group has roots, made from the labels that it has now."""
-        from voxelprobe.run.roots import read_resolved
+        from voxelprobe.run.root_files import read_resolved
 
         roots = self.roots_at()
         return self.requires().is_done() and read_resolved(self.engine_run, self.group, roots) is not None

@@ -12,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelprobe.arrays import Labels
-from voxelprobe.cache.protocol import ABSENT, ChunkCache
+from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.errors import CorruptDataError
-from voxelprobe.fetching import Payload, Progress, raise_missing, stream_chunks
+from voxelprobe.fetching import Progress, max_payload_bytes, raise_missing, stream_chunks
+from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
 from voxelprobe.processes import run_isolated, shared_array
 from voxelprobe.records import Status
+from voxelprobe.transport.protocol import StoredObject
+from voxelprobe.transport.wrappers import strip_compression
 
-# Encoded chunks held at once. They are counted by their decoded size, which bounds them all.
+# Chunks held at once, as stored. They are counted by their decoded size, which bounds them all.
 BATCH_BYTES = 512 << 20
 BATCH_CHUNKS = 512
+
+Fetched = StoredObject | CorruptDataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,90 +89,91 @@ class _Decoder:
         self._threads = threads
         self._missing_is_error = missing_is_error
         self._reader = volume.load_reader()
+        self._max_bytes = max_payload_bytes(volume)
+        keep_freed_memory()
 
     def decode(self, jobs: ChunkJobs, progress: Progress) -> DecodedPoints:
         scale = self._volume.scale
+        # What a forked process fills in, this one has to see.
         allocate = shared_array if self._reader.ISOLATED else np.zeros
         labels = allocate((len(jobs.points), scale.num_channels), scale.dtype)
-        status = np.full(len(jobs.points), Status.OK, np.uint8)
+        status = allocate((len(jobs.points),), np.dtype(np.uint8))
+        status.fill(Status.OK)
         corrupt: dict[int, str] = {}
         fetched = 0
-        for batch, lacked in self._batches(jobs):
-            wrong = self._read_batch(jobs, batch, labels)
-            for index, payload in batch:
-                points = slice(jobs.first[index], jobs.first[index + 1])
-                if index in wrong:
-                    status[points] = Status.CORRUPT_CHUNK
-                    corrupt[int(jobs.chunks[index])] = wrong[index]
-                elif payload == ABSENT:
-                    status[points] = Status.MISSING_CHUNK
+        for begin, batch, lacked in self._batches(jobs):
+            wrong = self._read_batch(jobs, begin, batch, labels, status)
+            for index, message in wrong.items():
+                status[jobs.first[index] : jobs.first[index + 1]] = Status.CORRUPT_CHUNK
+                corrupt[int(jobs.chunks[index])] = message
             fetched += lacked
             progress(len(batch), 0)
         return DecodedPoints(labels, status, corrupt, fetched)
 
-    def _batches(self, jobs: ChunkJobs) -> Iterator[tuple[list[tuple[int, Payload]], int]]:
-        """Yield runs of (index of a chunk in `jobs`, its payload), and how many had to be fetched."""
+    def _batches(self, jobs: ChunkJobs) -> Iterator[tuple[int, list[Fetched], int]]:
+        """Yield the jobs' chunks in runs: the index of the first, the chunks, and how many had to be fetched."""
         scale = self._volume.scale
         chunk_bytes = math.prod(scale.chunk_size) * scale.dtype.itemsize * scale.num_channels
         limit = max(1, min(BATCH_CHUNKS, BATCH_BYTES // chunk_bytes))
-        batch: list[tuple[int, Payload]] = []
-        lacked = 0
+        batch: list[Fetched] = []
+        first = lacked = 0
         with ExitStack() as stack:
             source = None
             for region, begin, end in jobs.by_region(limit):
                 chunks = jobs.chunks[begin:end].tolist()
-                payloads: dict[int, Payload] = dict(self._cache.read(region, chunks))
-                lacking = [chunk for chunk in chunks if chunk not in payloads]
+                found: dict[int, Fetched] = dict(self._cache.read(region, chunks))
+                lacking = [chunk for chunk in chunks if chunk not in found]
                 if lacking:
                     lacked += len(lacking)
                     if source is None:
                         source = stack.enter_context(closing(self._volume.open_source(threads=self._threads)))
                     wanted = np.array(lacking, np.int64)
                     fresh = dict(stream_chunks(self._volume, source, wanted, threads=self._threads))
-                    self._cache.write(region, {c: p for c, p in fresh.items() if isinstance(p, bytes)})
-                    payloads.update(fresh)
-                batch += [(begin + offset, payloads[chunk]) for offset, chunk in enumerate(chunks)]
+                    self._cache.write(region, {c: s for c, s in fresh.items() if isinstance(s, StoredObject)})
+                    found.update(fresh)
+                batch += [found[chunk] for chunk in chunks]
                 if len(batch) >= limit:
-                    yield batch, lacked
-                    batch, lacked = [], 0
+                    yield first, batch, lacked
+                    batch, first, lacked = [], end, 0
             if batch:
-                yield batch, lacked
+                yield first, batch, lacked
 
     def _read_batch(
-        self, jobs: ChunkJobs, batch: list[tuple[int, Payload]], labels: npt.NDArray[Any]
+        self, jobs: ChunkJobs, begin: int, batch: list[Fetched], labels: npt.NDArray[Any],
+        status: npt.NDArray[np.uint8],
     ) -> dict[int, str]:
-        """Fill in the labels of a batch's points; return what was wrong, by the chunk's index in `jobs`."""
+        """Fill in the labels and statuses of a batch's points; return what was wrong, by the chunk's index in `jobs`.
+
+        Compression is taken off here and not before: one chunk at a time is held without it.
+        """
         grid, scale = self._volume.grid, self._volume.scale
-        wrong: dict[int, str] = {}
-        sound: list[tuple[int, bytes]] = []
-        for index, payload in batch:
-            if isinstance(payload, CorruptDataError):
-                wrong[index] = str(payload)
-            elif payload == ABSENT:
-                if self._missing_is_error:
-                    raise_missing(self._volume, int(jobs.chunks[index]))
-            else:
-                sound.append((index, payload))
-        # A batch is a run of the jobs' chunks, so its points are one slice too.
-        base, last = batch[0][0], batch[-1][0] + 1
-        bounds = jobs.first[base : last + 1].tolist()
-        voxels = grid.voxels_of(jobs.places[bounds[0] : bounds[-1]])
-        positions = grid.positions(jobs.chunks[base:last]).tolist()
+        positions = grid.positions(jobs.chunks[begin : begin + len(batch)]).tolist()
+        bounds = jobs.first[begin : begin + len(batch) + 1].tolist()
 
         def read(item: int) -> None:
-            index, payload = sound[item]
-            x, y, z = positions[index - base]
-            start, stop = bounds[index - base], bounds[index - base + 1]
+            fetched = batch[item]
+            if isinstance(fetched, CorruptDataError):
+                raise fetched
+            points = slice(bounds[item], bounds[item + 1])
+            payload = strip_compression(fetched.content, fetched.encoding, max_bytes=self._max_bytes)
+            if not payload:
+                if self._missing_is_error:
+                    raise_missing(self._volume, int(jobs.chunks[begin + item]))
+                status[points] = Status.MISSING_CHUNK
+                return
+            if self._reader.ISOLATED:
+                payload = bytes(payload)  # those packages take nothing else
+            x, y, z = positions[item]
             layout = scale.chunk_layout(grid.chunk_shape((x, y, z)))
-            labels[start:stop] = self._reader.read_points(payload, layout, voxels[start - bounds[0] : stop - bounds[0]])
+            labels[points] = self._reader.read_points(payload, layout, grid.voxels_of(jobs.places[points]))
 
         if self._reader.ISOLATED:
-            found = run_isolated(read, len(sound), what=f"the {scale.encoding} decoder")
-            wrong.update((sound[item][0], message) for item, message in found.items())
-            return wrong
-        for item in range(len(sound)):
+            wrong = run_isolated(read, len(batch), what=f"the {scale.encoding} decoder")
+            return {begin + item: message for item, message in wrong.items()}
+        wrong = {}
+        for item in range(len(batch)):
             try:
                 read(item)
             except CorruptDataError as error:
-                wrong[sound[item][0]] = str(error)
+                wrong[begin + item] = str(error)
         return wrong

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import TypeVar
 
 import numpy as np
 
 from voxelprobe.arrays import Int64
 from voxelprobe.cache.protocol import ABSENT, ChunkCache
 from voxelprobe.errors import CorruptDataError, InputError
-from voxelprobe.fetching_shards import ShardFetcher
+from voxelprobe.fetching_shards import ChunkResult, ShardFetcher
+from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
+from voxelprobe.transport.jobs import Done, Job, JobRunner
+from voxelprobe.transport.protocol import Request, StoredObject
 from voxelprobe.transport.sources import RetryingSource
+from voxelprobe.transport.wrappers import check_encoding
 
 # A commit is what a kill can't undo; many chunks share the cost of one.
-COMMIT_CHUNKS = 64
+COMMIT_CHUNKS = 256
 COMMIT_BYTES = 32 << 20
+# Payloads on their way to the disk: of usual chunks one batch is written while the next is collected. A disk that is
+# slower than the store holds the store up.
+_UNWRITTEN_BYTES = 24 << 20
 # Asked of the cache at once; bounds what one query returns.
 _QUERY_CHUNKS = 4_096
 
-Payload = bytes | CorruptDataError
 Progress = Callable[[int, int], None]
 """Told of chunks done and bytes received since the last call."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class FetchReport:
     requests, bytes, retries
         What went over the wire.
     corrupt
-        Message by chunk number, for chunks that came damaged twice.
+        Message by chunk number, for chunks that shards have no sound bytes for.
     """
 
     chunks: int = 0
@@ -84,25 +85,25 @@ def fetch_chunks(
         regions.update(dict.fromkeys(wanted, region))
     if not lacking:
         return report
-    writer = _BatchWriter(cache, regions)
     with closing(volume.open_source(threads=threads)) as source:
+        writer = _BatchWriter(cache, regions)
         try:
-            for chunk, payload in stream_chunks(volume, source, np.array(lacking, np.int64), threads=threads):
+            for chunk, fetched in stream_chunks(volume, source, np.array(lacking, np.int64), threads=threads):
                 received = source.traffic.bytes - report.bytes
                 report.bytes += received
                 report.fetched += 1
                 progress(1, received)
-                if isinstance(payload, CorruptDataError):
-                    report.corrupt[chunk] = str(payload)
+                if isinstance(fetched, CorruptDataError):
+                    report.corrupt[chunk] = str(fetched)
                     continue
-                if payload == ABSENT:
+                if not fetched.content:
                     report.absent += 1
                     if missing_is_error:
                         raise_missing(volume, chunk)
-                writer.add(chunk, payload)
+                writer.add(chunk, fetched)
         finally:
             # Also after an error: what came is not fetched again.
-            writer.flush_all()
+            writer.close()
             traffic = source.traffic
             report.requests, report.bytes, report.retries = traffic.requests, traffic.bytes, traffic.retries
     return report
@@ -110,70 +111,51 @@ def fetch_chunks(
 
 def stream_chunks(
     volume: Volume, source: RetryingSource, chunks: Int64, *, threads: int
-) -> Iterator[tuple[int, Payload]]:
-    """Yield each chunk's number and its stripped payload, `ABSENT` or what is wrong with it, as they arrive."""
-    max_bytes = max_payload_bytes(volume)
-    if volume.scale.sharding is not None:
-        fetcher = ShardFetcher(source, volume, volume.scale.sharding, max_bytes)
-        # Indices of the next shards are read while the chunks of these arrive.
-        parts = stream(fetcher.find_spans, fetcher.shards(chunks), threads=min(threads, 8))
-        for results in stream(fetcher.fetch_span, (job for jobs in parts for job in jobs), threads=threads):
-            yield from results
-        return
-    positions = volume.grid.positions(chunks).tolist()
-
-    def fetch_one(item: tuple[int, list[int]]) -> tuple[int, Payload]:
-        chunk, (x, y, z) = item
-        name = f"{volume.scale.key}/{volume.grid.chunk_name((x, y, z))}"
-        try:
-            return chunk, source.fetch_stripped(name, max_bytes=max_bytes) or ABSENT
-        except CorruptDataError as error:
-            return chunk, error
-
-    yield from stream(fetch_one, zip(chunks.tolist(), positions, strict=True), threads=threads)
+) -> Iterator[ChunkResult]:
+    """Yield each chunk's number with the chunk as stored, `ABSENT` or what is wrong with it, as they arrive."""
+    keep_freed_memory()
+    sharding = volume.scale.sharding
+    jobs: Iterator[Job[ChunkResult]]
+    if sharding is None:
+        most = max_payload_bytes(volume)
+        jobs = (_fetch_chunk(name, chunk, most) for chunk, name in _chunk_names(volume, chunks))
+    else:
+        jobs = ShardFetcher(source, volume, sharding, max_payload_bytes(volume)).jobs(chunks)
+    # Segmentations are compressed at least so much.
+    usual_bytes = _raw_bytes(volume) // 8
+    with closing(source.open_transfers(limit=threads)) as transfers:
+        yield from JobRunner[ChunkResult](transfers, limit=threads, usual_bytes=usual_bytes).run(jobs)
 
 
-def stream(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int
-) -> Iterator[_Result]:
-    """Yield `work(item)` for every item as they get done, with a bounded number under way.
+def _chunk_names(volume: Volume, chunks: Int64) -> Iterator[tuple[int, str]]:
+    for begin in range(0, len(chunks), _QUERY_CHUNKS):
+        part = chunks[begin : begin + _QUERY_CHUNKS]
+        for chunk, (x, y, z) in zip(part.tolist(), volume.grid.positions(part).tolist(), strict=True):
+            yield chunk, f"{volume.scale.key}/{volume.grid.chunk_name((x, y, z))}"
 
-    The first exception ends it: nothing further is started, and the exception is raised.
+
+def _fetch_chunk(name: str, chunk: int, max_bytes: int) -> Job[ChunkResult]:
+    """Fetch a chunk that is an object.
+
+    What nobody could decode is refused here: in the cache it would outlive its being mended in the store.
     """
-    results: SimpleQueue[tuple[_Result | None, BaseException | None]] = SimpleQueue()
-
-    def run(item: _Item) -> None:
-        try:
-            results.put((work(item), None))
-        except BaseException as error:
-            results.put((None, error))
-
-    def take() -> _Result:
-        result, error = results.get()
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]  # a result of None is one of _Result
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    try:
-        under_way = 0
-        for item in items:
-            pool.submit(run, item)
-            under_way += 1
-            if under_way >= 2 * threads:
-                yield take()
-                under_way -= 1
-        while under_way:
-            yield take()
-            under_way -= 1
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    (answer,) = yield [Request(name)]
+    if answer is None or not answer.content:
+        return Done([(chunk, ABSENT)])
+    check_encoding(answer.encoding)
+    if (size := len(answer.content)) > max_bytes:
+        return Done([(chunk, CorruptDataError(f"expected a chunk of at most {max_bytes} bytes, found {size}"))])
+    return Done([(chunk, answer)])
 
 
 def max_payload_bytes(volume: Volume) -> int:
     """Return how large an encoded chunk can honestly be: a bound on what damaged bytes make us allocate."""
+    return 4 * _raw_bytes(volume) + (1 << 20)
+
+
+def _raw_bytes(volume: Volume) -> int:
     scale = volume.scale
-    return 4 * math.prod(scale.chunk_size) * scale.dtype.itemsize * scale.num_channels + (1 << 20)
+    return math.prod(scale.chunk_size) * scale.dtype.itemsize * scale.num_channels
 
 
 def raise_missing(volume: Volume, chunk: int) -> None:
@@ -185,7 +167,10 @@ def raise_missing(volume: Volume, chunk: int) -> None:
 
 
 class _BatchWriter:
-    """Collects payloads by region and commits them in batches."""
+    """Collects chunks by region, and commits them in batches while more are fetched.
+
+    One thread writes, and holds the interpreter lock for little of that time.
+    """
 
     def __init__(self, cache: ChunkCache, regions: dict[int, int]) -> None:
         self._cache = cache
@@ -193,25 +178,46 @@ class _BatchWriter:
         self._left: dict[int, int] = defaultdict(int)
         for region in regions.values():
             self._left[region] += 1
-        self._pending: dict[int, dict[int, bytes]] = defaultdict(dict)
+        self._pending: dict[int, dict[int, StoredObject]] = defaultdict(dict)
         self._bytes: dict[int, int] = defaultdict(int)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch-write")
+        self._written: deque[tuple[Future[None], int]] = deque()
+        self._unwritten_bytes = 0
 
-    def add(self, chunk: int, payload: bytes) -> None:
+    def add(self, chunk: int, stored: StoredObject) -> None:
+        """Keep a chunk.
+
+        Raises
+        ------
+        TransportError
+            If an earlier one couldn't be written.
+        """
         region = self._regions[chunk]
         batch = self._pending[region]
-        batch[chunk] = payload
+        batch[chunk] = stored
         self._left[region] -= 1
-        self._bytes[region] += len(payload)
+        self._bytes[region] += len(stored.content)
         if len(batch) >= COMMIT_CHUNKS or self._bytes[region] >= COMMIT_BYTES or not self._left[region]:
             self._flush(region)
 
-    def flush_all(self) -> None:
-        for region in list(self._pending):
-            self._flush(region)
+    def close(self) -> None:
+        """Write what is left; everything is committed when this returns."""
+        try:
+            for region in list(self._pending):
+                self._flush(region)
+            self._wait(0)
+        finally:
+            self._pool.shutdown()
 
     def _flush(self, region: int) -> None:
-        if batch := self._pending.pop(region, None):
-            self._bytes.pop(region)
-            self._cache.write(region, batch)
+        batch, size = self._pending.pop(region), self._bytes.pop(region)
+        self._unwritten_bytes += size
+        self._written.append((self._pool.submit(self._cache.write, region, batch), size))
+        self._wait(_UNWRITTEN_BYTES)
 
-
+    def _wait(self, most_bytes: int) -> None:
+        """Wait until at most so many bytes are to be written, and raise what went wrong."""
+        while self._written and (self._unwritten_bytes > most_bytes or not most_bytes or self._written[0][0].done()):
+            future, size = self._written.popleft()
+            self._unwritten_bytes -= size
+            future.result()

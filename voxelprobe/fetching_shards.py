@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,14 +19,19 @@ from voxelprobe.sharding.index import (
 )
 from voxelprobe.sharding.locate import locate_chunks, shard_file_name
 from voxelprobe.sharding.spec import Sharding
-from voxelprobe.transport.protocol import StoredObject
+from voxelprobe.transport.jobs import Answer, Done, Job
+from voxelprobe.transport.protocol import Request, StoredObject
 from voxelprobe.transport.ranges import Span, coalesce_ranges
 from voxelprobe.transport.sources import RetryingSource
-from voxelprobe.transport.wrappers import strip_compression
 
-# A request costs about as much as these bytes (1 ms of CPU, or a share of a connection).
+# Bytes that are cheaper to transfer for nothing than another request.
 MAX_GAP_BYTES = 32 << 10
+# Of chunks, no more than this share of what is wanted is transferred for nothing: bytes are paid for.
+MAX_WASTE = 0.25
 MAX_SPAN_BYTES = 8 << 20
+
+ChunkResult = tuple[int, StoredObject | CorruptDataError]
+"""A chunk's number with the chunk as stored, `ABSENT`, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +44,6 @@ class ShardPart:
     minishards: UInt64
 
 
-@dataclass(frozen=True, slots=True)
-class SpanJob:
-    """One request of a shard: chunk, start and end of each piece in the span; or what needs no request."""
-
-    name: str
-    span: Span | None
-    known: list[tuple[int, bytes | CorruptDataError]]
-    pieces: list[tuple[int, int, int]] = field(default_factory=list)
-
-
 class ShardFetcher:
     """Finds and fetches chunks in the shards of one scale."""
 
@@ -58,25 +53,25 @@ class ShardFetcher:
         self._spec = spec
         self._max_bytes = max_bytes
 
-    def shards(self, chunks: Int64) -> Iterator[ShardPart]:
-        """Yield the wanted chunks shard by shard, not yet looked up."""
+    def jobs(self, chunks: Int64) -> Iterator[Job[ChunkResult]]:
+        """Yield a job a shard, that brings those of `chunks` that it holds."""
         where = locate_chunks(self._volume.grid.positions(chunks), self._volume.grid.shape, self._spec)
         order = np.lexsort((where.minishards, where.shards))
         cuts = np.flatnonzero(np.diff(where.shards[order])) + 1
         for members in np.split(order, cuts):
             name = f"{self._volume.scale.key}/{shard_file_name(int(where.shards[members[0]]), self._spec)}"
-            yield ShardPart(name, chunks[members], where.chunk_ids[members], where.minishards[members])
+            part = ShardPart(name, chunks[members], where.chunk_ids[members], where.minishards[members])
+            yield self._fetch_part(part)
 
-    def find_spans(self, part: ShardPart) -> list[SpanJob]:
-        """Return what to ask one shard for, to have every wanted chunk; reads each of its indices once."""
+    def _fetch_part(self, part: ShardPart) -> Job[ChunkResult]:
+        """Find the wanted chunks of one shard, reading each of its indices once, and leave a job for each request."""
         try:
-            starts, ends = self._find(part)
+            starts, ends = yield from self._find(part)
         except CorruptDataError as error:
-            return [SpanJob(part.name, None, [(chunk, error) for chunk in part.chunks.tolist()])]
+            return Done([(chunk, error) for chunk in part.chunks.tolist()])
         too_long = ends - starts > self._max_bytes
         stored = np.flatnonzero((starts >= 0) & ~too_long)
-        known: list[tuple[int, bytes | CorruptDataError]]
-        known = [(chunk, ABSENT) for chunk in part.chunks[starts < 0].tolist()]
+        known: list[ChunkResult] = [(chunk, ABSENT) for chunk in part.chunks[starts < 0].tolist()]
         # A damaged index must not make us ask for, or allocate, what it promises.
         known += [
             (int(part.chunks[i]), CorruptDataError(
@@ -84,39 +79,33 @@ class ShardFetcher:
                 f"found an index that says {ends[i] - starts[i]}"))
             for i in np.flatnonzero(too_long)
         ]
-        jobs = [SpanJob(part.name, None, known)] if known else []
         chunks, starts, ends = part.chunks[stored].tolist(), starts[stored], ends[stored]
-        for span in coalesce_ranges(starts, ends, max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES):
-            pieces = [(chunks[m], int(starts[m]) - span.start, int(ends[m]) - span.start) for m in span.members]
-            jobs.append(SpanJob(part.name, span, [], pieces))
-        return jobs
+        spans = coalesce_ranges(
+            starts, ends, max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES, max_waste=MAX_WASTE
+        )
+        return Done(known, [
+            self._fetch_span(part.name, span, [(chunks[m], int(starts[m]), int(ends[m])) for m in span.members])
+            for span in spans
+        ])
 
-    def fetch_span(self, job: SpanJob) -> list[tuple[int, bytes | CorruptDataError]]:
-        """Return the stripped payloads of a span's chunks, or what is wrong with each."""
-        if job.span is None:
-            return job.known
+    def _fetch_span(self, name: str, span: Span, pieces: list[tuple[int, int, int]]) -> Job[ChunkResult]:
+        """Fetch the chunks of a span, each with its number, start and end."""
         try:
-            content = self._fetch_range(job.name, job.span.start, job.span.end)
+            (content,) = yield from self._fetch_ranges(name, [span])
         except CorruptDataError as error:
-            return [(chunk, error) for chunk, _, _ in job.pieces]
-        results: list[tuple[int, bytes | CorruptDataError]] = []
-        for chunk, start, end in job.pieces:
-            payload: bytes | CorruptDataError = content[start:end]
-            if self._spec.data_encoding == "gzip":
-                try:
-                    payload = strip_compression(content[start:end], "gzip", max_bytes=self._max_bytes)
-                except CorruptDataError as error:
-                    payload = error
-            results.append((chunk, payload))
-        return results
+            return Done([(chunk, error) for chunk, _, _ in pieces])
+        encoding = None if self._spec.data_encoding == "raw" else self._spec.data_encoding
+        return Done([
+            (chunk, StoredObject(content[start - span.start : end - span.start], encoding))
+            for chunk, start, end in pieces
+        ])
 
-    def _find(self, part: ShardPart) -> tuple[Int64, Int64]:
-        """Return where the chunks of a part begin and end; both shape (n,), -1 where absent."""
+    def _find(self, part: ShardPart) -> Generator[list[Request], list[Answer], tuple[Int64, Int64]]:
+        """Find where the chunks of a part begin and end; both shape (n,), -1 where absent."""
         name, ids = part.name, part.chunk_ids
         starts = np.full(len(ids), -1, np.int64)
         ends = np.full(len(ids), -1, np.int64)
-        index_bytes = shard_index_bytes(self._spec)
-        answer = self._source.fetch(name, 0, index_bytes)
+        (answer,) = yield [Request(name, 0, shard_index_bytes(self._spec))]
         if answer is None:
             return starts, ends
         self._check_plain(name, answer)
@@ -133,10 +122,11 @@ class ShardFetcher:
                 f"{MAX_MINISHARD_INDEX_BYTES} bytes, found one of {longest}"
             )
         stored = np.flatnonzero(lengths)
-        for span in coalesce_ranges(
+        spans = coalesce_ranges(
             ranges[stored, 0], ranges[stored, 1], max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES
-        ):
-            content = self._fetch_range(name, span.start, span.end)
+        )
+        contents = yield from self._fetch_ranges(name, spans)
+        for span, content in zip(spans, contents, strict=True):
             for member in span.members:
                 minishard = stored[member]
                 begin, end = (int(edge) - span.start for edge in ranges[minishard])
@@ -151,20 +141,28 @@ class ShardFetcher:
                 starts[mine[found]], ends[mine[found]] = begins[found], stops[found]
         return starts, ends
 
-    def _fetch_range(self, name: str, start: int, end: int) -> bytes:
-        """Return bytes [start, end) of a shard; a shorter answer is asked for once more, then it is damage."""
-        if start == end:
-            return b""
+    def _fetch_ranges(
+        self, name: str, spans: list[Span]
+    ) -> Generator[list[Request], list[Answer], list[bytes]]:
+        """Fetch spans of a shard, all at once; a shorter answer is asked for once more, then it is damage."""
+        contents = [b""] * len(spans)
+        lacking = [row for row, span in enumerate(spans) if span.size_bytes]
         for _ in range(2):
-            answer = self._source.fetch(name, start, end)
-            if answer is not None:
-                self._check_plain(name, answer)
-                if len(answer.content) == end - start:
-                    return answer.content
-        found = 0 if answer is None else len(answer.content)
-        raise CorruptDataError(
-            f"shard {self._source.url}/{name}: expected {end - start} bytes from {start}, found {found}"
-        )
+            answers = (yield [Request(name, spans[row].start, spans[row].end) for row in lacking]) if lacking else []
+            asked, lacking = lacking, []
+            for row, answer in zip(asked, answers, strict=True):
+                if answer is not None:
+                    self._check_plain(name, answer)
+                    contents[row] = answer.content
+                if len(contents[row]) != spans[row].size_bytes:
+                    lacking.append(row)
+        if lacking:
+            span, content = spans[lacking[0]], contents[lacking[0]]
+            raise CorruptDataError(
+                f"shard {self._source.url}/{name}: expected {span.size_bytes} bytes from {span.start}, "
+                f"found {len(content)}"
+            )
+        return contents
 
     def _check_plain(self, name: str, answer: StoredObject) -> None:
         """Raise if a shard is stored compressed as a whole: ranges of that are ranges of something else."""

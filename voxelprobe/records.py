@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxelprobe.arrays import from_arrow, to_arrow
 from voxelprobe.errors import StaleRunError
 
 ALGORITHM_VERSION = 1
@@ -72,16 +73,43 @@ def status_column(prefix: str | None) -> str:
 
 def write_columns(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write arrays of shape (n,) as the columns of a Parquet file."""
+    write_pieces(path, [columns])
+
+
+def write_pieces(path: Path, pieces: Sequence[Mapping[str, npt.NDArray[Any]]], *, few: Collection[str] = ()) -> None:
+    """Write arrays of shape (n,) as the columns of a Parquet file, each piece as a row group that can be read alone.
+
+    Parameters
+    ----------
+    pieces
+        One or more, all with the same columns and dtypes; each of at most 64 Mi rows, or it is several row groups.
+    few
+        Columns with few different values, which a dictionary makes small.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({name: pa.array(np.ascontiguousarray(values)) for name, values in columns.items()})
-    # Statistics and dictionaries cost time and nobody reads them here.
-    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    tables = [pa.table({name: _to_arrow(values) for name, values in piece.items()}) for piece in pieces]
+    schema = tables[0].schema
+    # Nobody but us reads these files: differences are a third of zstd's time and smaller (docs/design/009-merging.md).
+    # Neither they nor lz4 would notice a flipped bit, so every page has a checksum.
+    dictionaries: Any = [field.name for field in schema if field.name in few or field.type.bit_width <= 8]
+    differences = {field.name: "DELTA_BINARY_PACKED" for field in schema
+                   if pa.types.is_integer(field.type) and field.name not in dictionaries}
+    with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=dictionaries or False,
+                          column_encoding=differences or None, write_statistics=False,
+                          write_page_checksum=True) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
 
-def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
-    """Return columns of a file of `write_columns`, each of shape (n,).
+def read_columns(path: Path, *names: str, pieces: Sequence[int] | None = None) -> list[npt.NDArray[Any]]:
+    """Return columns of a file of `write_columns` or `write_pieces`, each of shape (n,).
+
+    Parameters
+    ----------
+    pieces
+        Numbers of the pieces to read, one after the other; all of them by default.
 
     Raises
     ------
@@ -93,7 +121,26 @@ def read_columns(path: Path, *names: str) -> list[npt.NDArray[Any]]:
 
     try:
         # A plain file, so that a folder named a=b isn't taken for a partition.
-        table = pq.ParquetFile(path, memory_map=True).read(columns=list(names))
-        return [table[name].to_numpy() for name in names]
-    except (pa.ArrowInvalid, pa.ArrowIOError, KeyError, OSError) as error:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            if pieces is None:
+                table = file.read(columns=list(names))
+            else:
+                table = file.read_row_groups(list(pieces), columns=list(names))
+        return [_from_arrow(table[name]) for name in names]
+    except (pa.ArrowException, KeyError, OSError, IndexError, ValueError) as error:
         raise StaleRunError(f"{path}: expected the columns {', '.join(names)} of a run, found: {error}") from error
+
+
+def _to_arrow(values: npt.NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    return to_arrow(values) if values.dtype != np.bool_ else pa.array(values)
+
+
+def _from_arrow(column: Any) -> npt.NDArray[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_boolean(column.type):
+        return np.asarray(column.to_numpy())
+    chunks = [from_arrow(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)

@@ -27,7 +27,7 @@ from voxelprobe.records import STATUS_LABELS, Status
 from voxelprobe.resolving import resolve_roots
 
 DEFAULT_CACHE_BYTES = 20 << 30
-DEFAULT_FETCH_THREADS = 32
+DEFAULT_FETCH_THREADS = 64
 GRAPHENE_BATCH_SIZE = 50_000
 GRAPHENE_CONCURRENCY = 2
 
@@ -106,15 +106,16 @@ def sample_points(
     source = open_volume(volume, mip=mip)
     unit = parse_coord_resolution(coord_resolution) or unit_of_resolution(source.info.scales[0].resolution)
     values, valid = _as_coordinates(xyz)
-    voxels = UnitConversion.between(unit, source.scale.resolution).to_voxels(values, valid)
-    located = locate_points(voxels, valid, source.grid)
-    labels = np.zeros((len(voxels), source.scale.num_channels), source.scale.dtype)
+    conversion = UnitConversion.between(unit, source.scale.resolution)
+    located = locate_points(list(values.T), valid, conversion, source.regions)
+    labels = np.zeros((len(values), source.scale.num_channels), source.scale.dtype)
     status = located.status
     points = np.flatnonzero(status == Status.OK)
     corrupt: dict[int, str] = {}
+    numbers = source.regions.chunks(located.regions[points], located.cells[points])
+    jobs = order_by_chunk(points, numbers, located.places[points], source.regions)
     tally = RegionTally(source.regions)
-    tally.add(located.chunks[points])
-    jobs = order_by_chunk(points, located.chunks[points], located.places[points], source.regions)
+    tally.add(jobs.regions, np.diff(jobs.first))
     groups = tally.cut_groups()[np.searchsorted(tally.numbers, jobs.regions)]
     for group in range(int(groups.max(initial=-1)) + 1):
         part, _ = jobs.select(groups == group)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CHECKOUT = Path(__file__).parents[2]
-TASKS = ("SamplePoints", "MergeTable", "SampleChunkGroup", "DecodePoints", "FetchChunks", "PlanChunkGroups")
+TASKS = ("SamplePoints", "MergeTable", "DecodePoints", "FetchChunks", "PlanChunkGroups")
 EXPECTED = {"ok": 1960, "missing_chunk": 34, "out_of_bounds": 3, "invalid_coordinate": 3}  # demo/README.md
 
 

@@ -140,7 +140,8 @@ def committed_chunks(cache: Path, info: dict[str, Any]) -> set[str]:
     for path in cache.rglob("*.sqlite"):
         with closing(sqlite3.connect(path)) as database:
             if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'chunks'").fetchone():
-                found |= {names[int(key)] for (key,) in database.execute("SELECT key FROM chunks")}
+                found |= {names[int(key)] for (key,) in database.execute("SELECT key FROM chunks")
+                          if key.isdecimal()}
     return found
 
 

@@ -73,8 +73,8 @@ def test_the_graph_grows_with_the_plan(parameters: dict[str, Any]) -> None:
     assert build(merge.clone(pipeline.PlanChunkGroups))
     groups = merge.requires()
     assert len(groups) > 1
-    assert {type(task).__name__ for task in groups} == {"SampleChunkGroup"}
-    assert type(groups[0].requires().requires()).__name__ == "FetchChunks"
+    assert {type(task).__name__ for task in groups} == {"DecodePoints"}
+    assert type(groups[0].requires()).__name__ == "FetchChunks"
 
 
 @pytest.mark.parametrize("name", [*(stage.__name__ for stage in pipeline.STAGES), "SamplePoints"])

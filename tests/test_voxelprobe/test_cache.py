@@ -14,13 +14,25 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from voxelprobe.cache.disk import DiskCache
 from voxelprobe.cache.memory import MemoryCache
 from voxelprobe.cache.protocol import ABSENT
+from voxelprobe.transport.protocol import StoredObject
 
 PLENTY = 1 << 40
 FORK = multiprocessing.get_context("fork")
+# As servers say it: names, lists, and what may stand in a header by its rules or against them.
+ENCODINGS = [None, "", "gzip", "br", "gzip, br", "br,gzip", " GZIP ;q=1", "identity", "\xe9\xff", "N facts", "x" * 300]
 
 
 def make_cache(root, budget_bytes=PLENTY, url="gs://bucket/seg", fingerprint="f"):
     return DiskCache(Path(root), budget_bytes=budget_bytes).of_scale(url, fingerprint)
+
+
+def plain(content):
+    return StoredObject(content, None)
+
+
+def same(objects):
+    """Return objects with one name for no compression."""
+    return {chunk: StoredObject(content, encoding or None) for chunk, (content, encoding) in objects.items()}
 
 
 def region_files(root):
@@ -33,7 +45,8 @@ class CacheMachine(RuleBasedStateMachine):
     regions = st.integers(0, 3)
     numbers = st.integers(0, 12)
     several = st.lists(numbers, max_size=8)
-    payloads = st.one_of(st.just(ABSENT), st.binary(max_size=40), st.integers(1, 9).map(lambda n: b"\0" * n * 2000))
+    contents = st.one_of(st.binary(max_size=40), st.integers(1, 9).map(lambda n: b"\0" * n * 2000))
+    objects = st.just(ABSENT) | st.builds(StoredObject, contents, st.sampled_from(ENCODINGS) | st.text(max_size=9))
 
     @staticmethod
     def name(region, number):
@@ -46,12 +59,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.oracle = {region: {} for region in range(4)}
         self.open()
 
-    @rule(region=regions, payloads=st.dictionaries(numbers, payloads, max_size=5))
-    def write(self, region, payloads):
-        """Add or replace payloads."""
-        payloads = {self.name(region, number): payload for number, payload in payloads.items()}
-        self.cache.write(region, payloads)
-        self.oracle[region] |= payloads
+    @rule(region=regions, objects=st.dictionaries(numbers, objects, max_size=5))
+    def write(self, region, objects):
+        """Add or replace objects."""
+        objects = {self.name(region, number): stored for number, stored in objects.items()}
+        self.cache.write(region, objects)
+        self.oracle[region] |= objects
 
     @rule(region=regions, numbers=several)
     def discard(self, region, numbers):
@@ -66,9 +79,9 @@ class CacheMachine(RuleBasedStateMachine):
         """What is read and known is what the dictionary has."""
         chunks = [self.name(region, number) for number in numbers]
         expected = {chunk: self.oracle[region][chunk] for chunk in chunks if chunk in self.oracle[region]}
-        assert self.cache.read(region, chunks) == expected
-        one_by_one = list(self.cache.each(region, chunks))
-        assert (dict(one_by_one), len(one_by_one)) == (expected, len(expected))
+        assert same(self.cache.read(region, chunks)) == same(expected)
+        one_by_one = {chunk: found for chunk in chunks for found in self.cache.read(region, [chunk]).values()}
+        assert same(one_by_one) == same(expected)
         assert self.cache.known(region, chunks) == expected.keys()
 
     @rule()
@@ -111,8 +124,9 @@ TestMemoryIsADictionary = MemoryMachine.TestCase
 def test_many_chunks_are_asked_for_at_once(tmp_path):
     """A question of more chunks than SQLite takes at once is answered whole."""
     cache = make_cache(tmp_path)
-    cache.write(7, {chunk: str(chunk).encode() for chunk in range(0, 3000, 2)})
-    assert cache.read(7, range(3000)) == {chunk: str(chunk).encode() for chunk in range(0, 3000, 2)}
+    expected = {chunk: StoredObject(b"%d" % chunk, ENCODINGS[chunk % 5] or None) for chunk in range(0, 3000, 2)}
+    cache.write(7, expected)
+    assert cache.read(7, range(3000)) == expected
     assert cache.known(7, range(3000)) == set(range(0, 3000, 2))
 
 
@@ -126,16 +140,30 @@ def test_a_region_that_isnt_there_is_empty_and_stays_so(tmp_path):
     assert region_files(tmp_path) == {}
 
 
-def test_values_are_payloads_and_checksums_and_no_pickles(tmp_path):
-    """A chunk's rows are the payload as it came, and the CRC32C of number and payload: nothing to be executed."""
-    make_cache(tmp_path).write(4, {12: b"payload", 13: ABSENT})
+def test_values_are_contents_and_facts_and_no_pickles(tmp_path):
+    """A chunk's rows are the content as it came, and the CRC32C of all with the encoding: nothing to be executed."""
+    make_cache(tmp_path).write(4, {12: StoredObject(b"content", "gzip, br"), 13: ABSENT, 14: plain(b"content")})
     with sqlite3.connect(region_files(tmp_path)[4]) as database:
         rows = dict(database.execute("SELECT key, value FROM chunks"))
     database.close()
-    payloads = {"12": b"payload", "13": b""}
-    sums = {f"{key} crc32c": google_crc32c.value(key.encode() + payload).to_bytes(4, "little")
-            for key, payload in payloads.items()}
-    assert rows == payloads | sums
+    contents = {"12": b"content", "13": b"", "14": b"content"}
+    encodings = {"12": b"gzip, br", "13": b"", "14": b""}
+    facts = {f"{key} facts": google_crc32c.value(key.encode() + b" " + encodings[key] + content).to_bytes(4, "little")
+             + encodings[key] for key, content in contents.items()}
+    assert rows == contents | facts
+
+
+@pytest.mark.parametrize("make", [make_cache, lambda root: MemoryCache()], ids=["disk", "memory"])
+def test_an_encoding_comes_back_as_it_was(tmp_path, make):
+    """Every name and list, to the letter, also beside no bytes; none is none, and never what was there before."""
+    cache = make(tmp_path)
+    for turn in range(len(ENCODINGS)):
+        objects = {2 * number + empty: StoredObject(b"" if empty else b"content", encoding)
+                   for number, encoding in enumerate(ENCODINGS[turn:] + ENCODINGS[:turn]) for empty in (0, 1)}
+        cache.write(1, objects)
+        found = cache.read(1, list(objects))
+        assert same(found) == same(objects)
+        assert {(type(stored), type(stored.content)) for stored in found.values()} == {(StoredObject, bytes)}
 
 
 @pytest.mark.parametrize(("sizes", "page"), [
@@ -145,20 +173,20 @@ def test_values_are_payloads_and_checksums_and_no_pickles(tmp_path):
 def test_pages_are_as_large_as_the_first_chunks_are_worth(tmp_path, sizes, page):
     """Half a chunk, and a 64th of the batch; later batches, of other sizes, find their place in pages of that size."""
     cache = make_cache(tmp_path)
-    cache.write(1, {chunk: bytes(size) for chunk, size in enumerate(sizes)})
+    cache.write(1, {chunk: plain(bytes(size)) for chunk, size in enumerate(sizes)})
     for path in region_files(tmp_path).values():
         assert int.from_bytes(path.read_bytes()[16:18], "big") % 65_535 == page % 65_535
-    cache.write(1, {1000: b"x", 1001: bytes(300_000)})
-    expected = {1000: b"x", 1001: bytes(300_000), **dict(enumerate(map(bytes, sizes[:1])))}
-    assert cache.read(1, [0, 1000, 1001]) == expected
+    later = {1000: plain(b"x"), 1001: plain(bytes(300_000))}
+    cache.write(1, later)
+    assert cache.read(1, [0, 1000, 1001]) == later | {0: plain(bytes(size)) for size in sizes[:1]}
 
 
 def test_a_byte_is_written_once(tmp_path):
     """What a batch has cost when it is committed is its bytes, and a tenth more at most; nothing is left beside it."""
     cache = make_cache(tmp_path)
-    cache.write(1, {chunk: os.urandom(200_000) for chunk in range(64)})
+    cache.write(1, {chunk: StoredObject(os.urandom(200_000), "gzip") for chunk in range(64)})
     before = bytes_written()
-    cache.write(1, {chunk: os.urandom(200_000) for chunk in range(64, 128)})
+    cache.write(1, {chunk: StoredObject(os.urandom(200_000), "gzip") for chunk in range(64, 128)})
     assert 64 * 200_000 < bytes_written() - before < 1.1 * 64 * 200_000
     assert {path.suffix for path in tmp_path.glob("*/*")} == {".sqlite", ".lock"}
 
@@ -168,29 +196,19 @@ def bytes_written():
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["wchar"])
 
 
-def test_a_reader_that_stops_early_lets_go(tmp_path):
-    """Whoever takes one chunk of many and leaves is in nobody's way afterwards."""
-    cache = make_cache(tmp_path)
-    cache.write(1, {chunk: b"%d" % chunk for chunk in range(100)})
-    reader = cache.each(1, range(100))
-    chunk, payload = next(reader)
-    assert payload == b"%d" % chunk
-    reader.close()
-    cache.write(1, {100: b"more"})
-    assert cache.read(1, [0, 100]) == {0: b"0", 100: b"more"}
-
-
 def test_what_was_written_survives_the_process(tmp_path):
     """Once write() has returned, the process may end without any goodbye."""
     def child():
-        make_cache(tmp_path).write(1, {chunk: bytes([chunk]) * 5000 for chunk in range(100)})
+        make_cache(tmp_path).write(1, expected)
         os._exit(9)
+
+    expected = {chunk: StoredObject(bytes([chunk]) * 5000, "br" if chunk % 2 else None) for chunk in range(100)}
 
     process = FORK.Process(target=child)
     process.start()
     process.join(30)
     assert process.exitcode == 9
-    assert make_cache(tmp_path).read(1, range(200)) == {chunk: bytes([chunk]) * 5000 for chunk in range(100)}
+    assert make_cache(tmp_path).read(1, range(200)) == expected
 
 
 def test_two_processes_writing_one_region_lose_no_row(tmp_path):
@@ -198,8 +216,8 @@ def test_two_processes_writing_one_region_lose_no_row(tmp_path):
     def child(start):
         cache = make_cache(tmp_path)
         for chunk in range(start, 120, 2):
-            cache.write(5, {chunk: b"%d" % chunk * 300})
-            assert cache.read(5, [chunk]) == {chunk: b"%d" % chunk * 300}
+            cache.write(5, {chunk: plain(b"%d" % chunk * 300)})
+            assert cache.read(5, [chunk]) == {chunk: plain(b"%d" % chunk * 300)}
 
     processes = [FORK.Process(target=child, args=(start,)) for start in (0, 1)]
     for process in processes:
@@ -207,7 +225,7 @@ def test_two_processes_writing_one_region_lose_no_row(tmp_path):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert make_cache(tmp_path).read(5, range(120)) == {chunk: b"%d" % chunk * 300 for chunk in range(120)}
+    assert make_cache(tmp_path).read(5, range(120)) == {chunk: plain(b"%d" % chunk * 300) for chunk in range(120)}
 
 
 def test_scales_and_volumes_never_share(tmp_path):
@@ -216,7 +234,7 @@ def test_scales_and_volumes_never_share(tmp_path):
              ("gs://bucket/s/../seg", "f"), ("file:///data/a b", "f"), ("file:///data/a_b", "f"),
              ("gs://b/" + 99 * "x", "f")]
     for number, (url, fingerprint) in enumerate(whose):
-        make_cache(tmp_path, url=url, fingerprint=fingerprint).write(1, {1: b"%d" % number})
+        make_cache(tmp_path, url=url, fingerprint=fingerprint).write(1, {1: plain(b"%d" % number)})
     for number, (url, fingerprint) in enumerate(whose):
-        assert make_cache(tmp_path, url=url, fingerprint=fingerprint).read(1, [1]) == {1: b"%d" % number}
+        assert make_cache(tmp_path, url=url, fingerprint=fingerprint).read(1, [1]) == {1: plain(b"%d" % number)}
     assert all(path.parent.parent == tmp_path for path in region_files(tmp_path).values())

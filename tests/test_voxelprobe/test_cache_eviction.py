@@ -5,12 +5,17 @@ import os
 import pytest
 
 from voxelprobe.cache.disk import DiskCache
+from voxelprobe.transport.protocol import StoredObject
 
 FORK = multiprocessing.get_context("fork")
 
 
 def make_cache(root, budget_bytes=1 << 40):
     return DiskCache(root, budget_bytes=budget_bytes).of_scale("gs://bucket/seg", "f")
+
+
+def plain(content):
+    return StoredObject(content, None)
 
 
 def region_files(root):
@@ -21,7 +26,7 @@ def fill(root, regions, size=100_000):
     """Write a region each, the first used longest ago, the last just now."""
     cache = make_cache(root)
     for age, region in enumerate(regions):
-        cache.write(region, {1: os.urandom(size)})
+        cache.write(region, {1: plain(os.urandom(size))})
         lock = region_files(root)[region].with_suffix(".lock")
         os.utime(lock, (10**9 + age, 10**9 + age))
     return cache
@@ -47,7 +52,7 @@ def test_eviction_deletes_the_least_recently_used_until_the_budget_holds(tmp_pat
 def test_using_a_region_keeps_it(tmp_path, use):
     """Reading counts as use, as writing does."""
     cache = fill(tmp_path, [1, 2, 3])
-    cache.write(1, {2: b""}) if use == "write" else getattr(cache, use)(1, [1])
+    cache.write(1, {2: plain(b"")}) if use == "write" else getattr(cache, use)(1, [1])
     DiskCache(tmp_path, budget_bytes=disk_bytes(tmp_path) // 3 + 1000).evict()
     assert list(region_files(tmp_path)) == [1]
 
@@ -80,7 +85,7 @@ def test_writing_keeps_to_the_budget_by_itself(tmp_path):
     """However much goes through a small cache, the folder stays near its budget."""
     cache = make_cache(tmp_path, budget_bytes=1_000_000)
     for region in range(40):
-        cache.write(region, {1: os.urandom(100_000)})
+        cache.write(region, {1: StoredObject(os.urandom(100_000), "gzip")})
         assert disk_bytes(tmp_path) < 1_200_000
     assert cache.read(39, [1])
     assert cache.read(0, [1]) == {}
@@ -92,14 +97,14 @@ def test_an_evicted_region_is_written_again(tmp_path):
     DiskCache(tmp_path, budget_bytes=0).evict()
     assert (cache.known(1, [1]), cache.read(1, [1])) == (set(), {})
     cache.discard(1, [1])
-    cache.write(1, {1: b"again"})
-    assert cache.read(1, [1]) == {1: b"again"}
+    cache.write(1, {1: StoredObject(b"again", "br")})
+    assert cache.read(1, [1]) == {1: StoredObject(b"again", "br")}
 
 
 def test_many_who_write_little_keep_to_the_budget(tmp_path):
     """A process is a task, and none of them writes a share of the budget: together they keep to it all the same."""
     for region in range(400):
-        make_cache(tmp_path, budget_bytes=1_000_000).write(region, {1: os.urandom(6000)})
+        make_cache(tmp_path, budget_bytes=1_000_000).write(region, {1: plain(os.urandom(6000))})
     assert disk_bytes(tmp_path) < 2_000_000
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import pytest
 
 from voxelprobe.cache.disk import DiskCache
+from voxelprobe.transport.protocol import StoredObject
 
 FORK = multiprocessing.get_context("fork")
 # More than SQLite holds back: part of a batch is in the file long before it is committed.
@@ -29,15 +30,15 @@ def journal_of(root):
     return next(iter(root.glob("*/r*.sqlite-journal")), None)
 
 
-def payload(chunk, version):
-    """Return a payload that tells whose it is and when it was written."""
-    return b"%d %d " % (chunk, version) * (BYTES // 8)
+def stored(chunk, version):
+    """Return an object that tells whose it is and when it was written, by its content and by its encoding."""
+    return StoredObject(b"%d %d " % (chunk, version) * (BYTES // 8), f"v{version}")
 
 
 def version_of(chunk, found):
-    """Return when a payload was written; it has to be whole."""
-    version = int(found[:20].split()[1])
-    assert found == payload(chunk, version)
+    """Return when an object was written; it has to be whole."""
+    version = int(found.content[:20].split()[1])
+    assert found == stored(chunk, version)
     return version
 
 
@@ -46,7 +47,7 @@ def write_for_ever(root, receipts):
     cache = make_cache(root)
     for batch in range(1000):
         for first in ({batch, max(batch - 1, 0)}):
-            cache.write(3, {chunk: payload(chunk, batch) for chunk in range(first * BATCH, (first + 1) * BATCH)})
+            cache.write(3, {chunk: stored(chunk, batch) for chunk in range(first * BATCH, (first + 1) * BATCH)})
         os.write(receipts, b".")
 
 
@@ -78,7 +79,7 @@ def killed_writer(root, *, limit=None, wait=None):
 def check(cache, root, done):
     """What was committed is there, and nothing is there but whole batches; the file is sound."""
     found = cache.read(3, range((done + 2) * BATCH))
-    versions = {chunk: version_of(chunk, content) for chunk, content in found.items()}
+    versions = {chunk: version_of(chunk, one) for chunk, one in found.items()}
     assert versions.keys() >= set(range(done * BATCH))
     for first in range(0, (done + 2) * BATCH, BATCH):
         assert len({versions.get(chunk) for chunk in range(first, first + BATCH)}) == 1, "part of a batch"
@@ -92,17 +93,16 @@ def check(cache, root, done):
 
 def go_on(cache, root):
     """Life goes on, without anything left of the kill."""
-    cache.write(3, {1: b"new"})
-    assert cache.read(3, [1]) == {1: b"new"}
+    cache.write(3, {1: StoredObject(b"new", None)})
+    assert cache.read(3, [1]) == {1: StoredObject(b"new", None)}
     assert journal_of(root) is None
 
 
 FIRST = {
     "read": lambda cache: cache.read(3, [0]),
-    "each": lambda cache: list(cache.each(3, [0])),
     "known": lambda cache: cache.known(3, [0]),
     "discard": lambda cache: cache.discard(3, [10**9]),
-    "write": lambda cache: cache.write(3, {10**9: b"x"}),
+    "write": lambda cache: cache.write(3, {10**9: StoredObject(b"x", None)}),
 }
 
 
@@ -165,8 +165,8 @@ def test_a_journal_whose_file_is_gone_is_nobodys(tmp_path, caplog):
     the_file(tmp_path).unlink()
     cache = make_cache(tmp_path)
     assert cache.read(3, range(BATCH)) == {}
-    cache.write(3, {1: b"new"})
-    assert cache.read(3, range(BATCH)) == {1: b"new"}
+    cache.write(3, {1: StoredObject(b"new", None)})
+    assert cache.read(3, range(BATCH)) == {1: StoredObject(b"new", None)}
     assert not caplog.records
     assert journal_of(tmp_path) is None
 

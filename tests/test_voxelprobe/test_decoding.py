@@ -1,4 +1,6 @@
+import gzip
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,12 +8,13 @@ import pytest
 from voxelprobe.cache.disk import DiskCache
 from voxelprobe.cache.memory import MemoryCache
 from voxelprobe.decoding import decode_points
-from voxelprobe.errors import InputError
-from voxelprobe.fetching import fetch_chunks
+from voxelprobe.errors import InputError, UnsupportedError
+from voxelprobe.fetching import fetch_chunks, max_payload_bytes
 from voxelprobe.opening import open_volume
 from voxelprobe.planning import order_by_chunk
 from voxelprobe.records import Status
-from voxelprobe.testing.volumes import chunk_name, write_volume
+from voxelprobe.testing.volumes import SUFFIXES, chunk_name, compress_bytes, write_volume
+from voxelprobe.transport.protocol import StoredObject
 
 SHAPE, CHUNK, OFFSET = (45, 40, 21), (16, 16, 8), (13, 7, -102)
 ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
@@ -31,6 +34,7 @@ class Case:
         array = make_array(channels)
         self.folder = folder
         self.info = write_volume(folder, array, chunk_size=CHUNK, voxel_offset=OFFSET, **kinds)
+        self.suffix = SUFFIXES.get(kinds.get("compress"), "")
         self.volume = open_volume(f"file://{folder}")
         inside = np.random.default_rng(3).integers(0, SHAPE, (count, 3))
         self.chunks, self.places = self.volume.grid.locate(inside + np.array(OFFSET))
@@ -40,7 +44,12 @@ class Case:
 
     def path(self, grid=(0, 0, 0)):
         """Where a chunk of the volume is stored."""
-        return self.folder / chunk_name(self.info["scales"][0], grid)
+        return self.folder / (chunk_name(self.info["scales"][0], grid) + self.suffix)
+
+    @property
+    def corner_region(self):
+        """The cache's region of the corner chunk."""
+        return int(self.volume.regions.numbers(np.zeros(1, np.int64))[0])
 
     def decode(self, cache, jobs=None, missing_is_error=False):
         """Labels (n, channels) and status (n,) in the points' order, and the whole answer."""
@@ -78,10 +87,13 @@ def fetch(case, cache):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("sharding", [None, SHARDING])
-def test_labels_are_the_volumes_from_an_empty_and_from_a_full_cache(tmp_path, cache, encoding, sharding):
-    """Every label is the array's; what the cache lacks is fetched, once, and never again."""
-    case = Case(tmp_path / "v", encoding=encoding, sharding=sharding)
+@pytest.mark.parametrize("kinds", [
+    {}, *({"compress": compress} for compress in SUFFIXES),
+    {"sharding": SHARDING}, {"sharding": SHARDING | {"data_encoding": "raw"}},
+], ids=["plain", *SUFFIXES, "sharded gzip", "sharded raw"])
+def test_labels_are_the_volumes_from_an_empty_and_from_a_full_cache(tmp_path, cache, encoding, kinds):
+    """Every label is the array's, whatever chunks are wrapped in; what lacks is fetched, once, and never again."""
+    case = Case(tmp_path / "v", encoding=encoding, **kinds)
     assert case.assert_right(cache).fetched == len(case.jobs.chunks)
     for path in [path for path in case.folder.rglob("*") if path.is_file()]:
         path.unlink()
@@ -105,12 +117,18 @@ def test_only_what_the_cache_lost_is_fetched(tmp_path, cache):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("payload", [b"x", b"garbage" * 50])
-def test_a_damaged_payload_in_the_cache_is_fetched_once_more(tmp_path, cache, encoding, payload):
-    """A payload that contradicts its format is replaced from the store, and every label is right."""
-    case = Case(tmp_path / "v", encoding=encoding)
+@pytest.mark.parametrize("compress", [None, "gzip"])
+@pytest.mark.parametrize("damaged", [
+    StoredObject(b"x", None), StoredObject(b"garbage" * 50, None), StoredObject(b"garbage" * 50, "gzip"),
+    StoredObject(gzip.compress(b"garbage" * 50), "gzip"), StoredObject(gzip.compress(b"x"), None),
+    StoredObject(gzip.compress(b"garbage" * 50)[:-3], "gzip"), StoredObject(gzip.compress(b"x") + b"x", "gzip"),
+    StoredObject(gzip.compress(b"x"), "br, gzip"), StoredObject(b"\0" * 20, "zstd"),
+])
+def test_a_damaged_object_in_the_cache_is_fetched_once_more(tmp_path, cache, encoding, compress, damaged):
+    """An object that contradicts its compression or its format is replaced from the store; every label is right."""
+    case = Case(tmp_path / "v", encoding=encoding, compress=compress)
     fetch(case, cache)
-    cache.write(int(case.volume.regions.numbers(np.zeros(1, np.int64))[0]), {0: payload})
+    cache.write(case.corner_region, {0: damaged})
     decoded = case.assert_right(cache)
     assert (decoded.fetched, decoded.corrupt) == (1, {})
     assert case.assert_right(cache).fetched == 0
@@ -121,8 +139,6 @@ def test_a_damaged_cache_file_is_fetched_once_more(tmp_path, cache, caplog):
     case = Case(tmp_path / "v")
     fetch(case, cache)
     path = min((tmp_path / "cache").glob("*/r*.sqlite"))
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.write_bytes(b"not a database" + path.read_bytes()[14:])
     with caplog.at_level(logging.WARNING):
         assert 0 < case.assert_right(cache).fetched < len(case.jobs.chunks)
@@ -145,15 +161,110 @@ def test_a_corrupt_chunk_in_the_store_costs_its_own_points(tmp_path, cache, enco
     assert case.assert_right(cache).corrupt == {}
 
 
-def test_a_body_that_contradicts_its_compression_costs_its_own_points(tmp_path, cache):
-    """A cut gzip file is noticed before decoding, says so, and is not kept."""
-    case = Case(tmp_path / "v", compress="gzip")
-    path = case.path().with_name(case.path().name + ".gz")
-    good = path.read_bytes()
-    path.write_bytes(good[:-9])
-    assert list(case.assert_right(cache, lost=Status.CORRUPT_CHUNK).corrupt) == [0]
-    path.write_bytes(good)
-    assert case.assert_right(cache).corrupt == {}
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("compress", ["gzip", "xz", "bz2"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + bytes([b[40] ^ 4]) + b[41:]],
+                         ids=["cut", "flipped"])
+def test_a_body_that_contradicts_its_compression_costs_its_own_points(tmp_path, cache, encoding, compress, damage):
+    """Fetched once more, then corrupt; so again by whoever finds it in the cache; mended in the store, mended here."""
+    case = Case(tmp_path / "v", encoding=encoding, compress=compress)
+    good = case.path().read_bytes()
+    case.path().write_bytes(damage(good))
+    for fetched in (len(case.jobs.chunks) + 1, 1):
+        decoded = case.assert_right(cache, lost=Status.CORRUPT_CHUNK)
+        assert list(decoded.corrupt) == [0]
+        assert decoded.corrupt[0].startswith(f"expected whole {compress.replace('bz2', 'bzip2')} data, found")
+        assert decoded.fetched == fetched
+    case.path().write_bytes(good)
+    for fetched in (1, 0):
+        decoded = case.assert_right(cache)
+        assert (decoded.corrupt, decoded.fetched) == ({}, fetched)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "crackle"])
+def test_damage_that_was_fetched_before_is_noticed_by_decoding(tmp_path, cache, encoding):
+    """Fetching takes a damaged gzip for what the store has, with right checksums in the cache; no label comes of it."""
+    case = Case(tmp_path / "v", encoding=encoding, compress="gzip")
+    good = case.path().read_bytes()
+    bad = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
+    case.path().write_bytes(bad)
+    fetch(case, cache)
+    assert cache.read(case.corner_region, [0]) == {0: StoredObject(bad, "gzip")}
+    assert case.assert_right(cache, lost=Status.CORRUPT_CHUNK).fetched == 1
+    fetch(case, cache)
+    case.path().write_bytes(good)
+    assert case.assert_right(cache).fetched == 1
+    assert cache.read(case.corner_region, [0]) == {0: StoredObject(good, "gzip")}
+    assert case.assert_right(cache).fetched == 0
+
+
+@pytest.mark.parametrize("encoding", ["raw", "crackle"])
+def test_an_encoding_that_cant_be_undone_is_an_error(tmp_path, cache, encoding):
+    """A cached chunk in an encoding that we don't know is neither corrupt nor guessed at, isolated reader or not."""
+    case = Case(tmp_path / "v", encoding=encoding)
+    fetch(case, cache)
+    cache.write(case.corner_region, {0: StoredObject(case.path().read_bytes(), "gzip, rot13")})
+    with pytest.raises(UnsupportedError, match="content encoding 'rot13' is not one of"):
+        case.decode(cache)
+
+
+@pytest.mark.parametrize("compress", ["gzip", "br", "zstd", "xz", "bz2"])
+def test_a_cached_bomb_is_bounded(tmp_path, cache, compress):
+    """What is in the cache expands to no more than a chunk can honestly have, and is replaced from the store."""
+    case = Case(tmp_path / "v")
+    fetch(case, cache)
+    bomb = compress_bytes(bytes(1 << 27), compress)
+    cache.write(case.corner_region, {0: StoredObject(bomb, compress)})
+    tracemalloc.start()
+    try:
+        assert case.assert_right(cache).fetched == 1
+        assert tracemalloc.get_traced_memory()[1] < 80e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip", "gzip, gzip"])
+def test_the_bound_of_cached_objects_is_exact(tmp_path, cache, encoding):
+    """One byte beyond what a chunk can honestly have is said as that; up to there it is the reader's to judge."""
+    case = Case(tmp_path / "v")
+    fetch(case, cache)
+    case.path().write_bytes(b"damaged")  # so that what was wrong is told
+    most = max_payload_bytes(case.volume)
+    cache.discard(case.corner_region, [0])
+
+    class Keeping:
+        """The cache, but that the corner chunk is always the same."""
+
+        def __init__(self, stored):
+            self.stored = stored
+
+        def __getattr__(self, name):
+            return getattr(cache, name)
+
+        def read(self, region, chunks):
+            return cache.read(region, chunks) | ({0: self.stored} if 0 in chunks else {})
+
+    for size, message in ((most, f"found {most}"), (most + 1, f"expected at most {most} bytes, found more")):
+        content = np.random.default_rng(1).bytes(1000) * (size // 1000) + bytes(size % 1000)
+        for _ in (encoding or "").split(",") if encoding else ():
+            content = gzip.compress(content, 1)
+        decoded = case.assert_right(Keeping(StoredObject(content, encoding)), lost=Status.CORRUPT_CHUNK)
+        assert decoded.corrupt[0].endswith(message)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("compress", ["gzip", "br", "zstd", "xz", "bz2"])
+def test_a_compressed_empty_chunk_is_missing(tmp_path, cache, encoding, compress):
+    """No bytes, wrapped in a compression, are missing_chunk, never label 0; that is kept, or an error if wanted."""
+    case = Case(tmp_path / "v", encoding=encoding, compress=compress)
+    case.path().write_bytes(compress_bytes(b"", compress))
+    fetch(case, cache)
+    for _ in range(2):
+        decoded = case.assert_right(cache, lost=Status.MISSING_CHUNK)
+        assert (decoded.fetched, decoded.corrupt) == (0, {})
+    for some in (cache, MemoryCache()):
+        with pytest.raises(InputError, match=r"chunk 13-29_7-23_-102--94 of file://.*/4_4_40 is not in the store"):
+            case.decode(some, missing_is_error=True)
 
 
 @pytest.mark.parametrize("how", ["skip_chunks", "empty_chunks"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxelprobe import InputError, TransportError, sample_points
+from voxelprobe import InputError, TransportError, UnsupportedError, sample_points
 from voxelprobe.cache.disk import DiskCache
 from voxelprobe.cache.memory import MemoryCache
-from voxelprobe.fetching import FetchReport, fetch_chunks, stream
+from voxelprobe.cache.protocol import ABSENT
+from voxelprobe.fetching import FetchReport, fetch_chunks, max_payload_bytes
 from voxelprobe.opening import Volume, open_volume
-from voxelprobe.planning import ChunkJobs, locate_points, order_by_chunk
+from voxelprobe.planning import ChunkJobs, order_by_chunk
 from voxelprobe.testing.http_store import Fault, HttpStore
-from voxelprobe.testing.volumes import chunk_name, compress_bytes, write_volume
+from voxelprobe.testing.volumes import SUFFIXES, chunk_name, compress_bytes, write_volume
+from voxelprobe.transport.protocol import StoredObject
 
 CHUNKS = 27
+MIDDLE = "4_4_40/29-45_23-39_109-117"
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
@@ -41,9 +43,10 @@ def store(tmp_path: Path, oracle: Any) -> Iterator[HttpStore]:
 
 
 def jobs_of(volume: Volume, points: Any) -> ChunkJobs:
-    voxels = np.asarray(points, np.int64)
-    located = locate_points(voxels, np.ones(len(voxels), np.bool_), volume.grid)
-    return order_by_chunk(np.arange(len(voxels)), located.chunks, located.places, volume.regions)
+    positions = (np.asarray(points, np.int64) - volume.scale.voxel_offset) // volume.scale.chunk_size
+    chunks = np.ravel_multi_index(tuple(positions.T), volume.grid.shape, order="F")
+    assert (volume.grid.positions(chunks) == positions).all()
+    return order_by_chunk(np.arange(len(chunks)), chunks, np.zeros(len(chunks), np.int64), volume.regions)
 
 
 def fetch(volume: Volume, points: Any, cache: Any, *, threads: int = 4, missing_is_error: bool = False) -> FetchReport:
@@ -61,7 +64,7 @@ def test_each_needed_chunk_is_asked_for_once(store: HttpStore, oracle: Any) -> N
     store.clear()
     inside = points[((points - oracle.offset) // oracle.chunk_size == 1).all(axis=1)]
     sample_points(store.url, inside)
-    assert [request.path for request in store.requests] == ["info", "4_4_40/29-45_23-39_109-117"]
+    assert [request.path for request in store.requests] == ["info", MIDDLE]
 
 
 def test_points_outside_cost_no_chunk(store: HttpStore) -> None:
@@ -101,16 +104,15 @@ def test_the_report_counts(store: HttpStore, oracle: Any) -> None:
 
 def test_what_came_before_a_failure_is_kept(store: HttpStore, oracle: Any, tmp_path: Path) -> None:
     """A call that ends in an error leaves its chunks in the cache: the next one asks only for those that lack."""
-    failing = "4_4_40/29-45_23-39_109-117"
-    store.fail(failing, Fault("status", 500), times=None)
+    store.fail(MIDDLE, Fault("status", 500), times=None)
     with pytest.raises(TransportError, match="answered 500"):
         sample_points(store.url, oracle.points(), cache=tmp_path / "cache")
-    came = {request.path for request in store.requests} - {"info", failing}
+    came = {request.path for request in store.requests} - {"info", MIDDLE}
     store.heal()
     store.clear()
     sample_points(store.url, oracle.points(), cache=tmp_path / "cache")
     asked = [request.path for request in store.requests if request.path != "info"]
-    assert failing in asked
+    assert MIDDLE in asked
     assert len(came) >= 10
     assert not came & set(asked)
 
@@ -131,16 +133,98 @@ def test_no_more_than_the_threads_are_under_way(store: HttpStore, oracle: Any, t
     assert store.peak_in_flight == threads
 
 
-def test_a_corrupt_chunk_is_not_cached(store: HttpStore, oracle: Any, tmp_path: Path) -> None:
-    """A chunk that came damaged twice is reported by its number and fetched anew by the next call."""
-    volume = open_volume(store.url)
-    cache = DiskCache(tmp_path / "cache", budget_bytes=1 << 30).of_scale(volume.url, volume.scale.fingerprint)
-    store.fail("4_4_40/29-45_23-39_109-117", Fault("flipped"), times=2)
-    report = fetch(volume, oracle.points(), cache)
-    (number,) = report.corrupt
-    assert volume.grid.positions(np.array([number])).tolist() == [[1, 1, 1]]
-    report = fetch(volume, oracle.points(), cache)
-    assert (report.fetched, report.corrupt) == (1, {})
+def disk_cache(volume: Volume, folder: Path) -> Any:
+    return DiskCache(folder / "cache", budget_bytes=1 << 30).of_scale(volume.url, volume.scale.fingerprint)
+
+
+def read_all(volume: Volume, cache: Any) -> dict[int, StoredObject]:
+    """Return every chunk that the cache has."""
+    chunks = np.arange(CHUNKS)
+    found = [cache.read(region, [chunk]) for region, chunk in zip(volume.regions.numbers(chunks), chunks, strict=True)]
+    return {chunk: stored for one in found for chunk, stored in one.items()}
+
+
+@pytest.mark.parametrize("compress", [None, *SUFFIXES])
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_what_is_cached_is_what_the_store_has(tmp_path: Path, oracle: Any, compress: Any, kind: str) -> None:
+    """A chunk's bytes as they are stored, and what the store calls their compression; none for what isn't there."""
+    oracle.write(tmp_path / "seg", compress=compress, skip_chunks=[(1, 0, 0)], empty_chunks=[(2, 2, 2)])
+    with HttpStore(tmp_path / "seg") as store:
+        volume = open_volume(store.url)
+        cache = disk_cache(volume, tmp_path) if kind == "disk" else MemoryCache()
+        fetch(volume, oracle.points(), cache)
+        expected = {}
+        for chunk, (x, y, z) in enumerate(volume.grid.positions(np.arange(CHUNKS)).tolist()):
+            found = store.find(f"{volume.scale.key}/{volume.grid.chunk_name((x, y, z))}")
+            content = found[0].read_bytes() if found else b""
+            expected[chunk] = StoredObject(content, found[1]) if found and content else ABSENT
+    assert read_all(volume, cache) == expected
+    assert list(expected.values()).count(ABSENT) == 2
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_body_damaged_on_the_way_is_asked_for_once_more(
+    store: HttpStore, oracle: Any, tmp_path: Path, times: int
+) -> None:
+    """A chunk that came damaged is right the second time, or corrupt, and then right in the next call."""
+    points = oracle.points()
+    whole, _ = sample_points(store.url, points, return_status=True)
+    inside = ((points - oracle.offset) // oracle.chunk_size == 1).all(axis=1)
+    store.fail(MIDDLE, Fault("flipped"), times=times)
+    store.clear()
+    labels, status = sample_points(store.url, points, cache=tmp_path / "cache", return_status=True)
+    counts = Counter(request.path for request in store.requests)
+    assert counts.pop(MIDDLE) == 2
+    assert set(counts.values()) == {1}
+    assert set(status[inside]) == ({"ok"} if times == 1 else {"corrupt_chunk"})
+    assert set(status[~inside]) == {"ok", "missing_chunk"}
+    good = status == "ok"
+    np.testing.assert_array_equal(labels[good].data, whole[good].data)
+    store.clear()
+    labels, status = sample_points(store.url, points, cache=tmp_path / "cache", return_status=True)
+    assert [request.path for request in store.requests] == ["info"] + [MIDDLE] * (times == 2)
+    assert set(status) == {"ok", "missing_chunk"}
+    np.testing.assert_array_equal(labels.filled(5), whole.filled(5))
+
+
+@pytest.mark.parametrize("compress", [None, "gzip"])
+def test_a_chunk_of_impossible_size_is_not_cached(tmp_path: Path, oracle: Any, compress: Any) -> None:
+    """More bytes than an encoded chunk can have are corrupt, by its number, and fetched anew by the next call."""
+    oracle.write(tmp_path / "seg", compress=compress)
+    with HttpStore(tmp_path / "seg") as store:
+        volume = open_volume(store.url)
+        cache, most = disk_cache(volume, tmp_path), max_payload_bytes(volume)
+        found = store.find(MIDDLE)
+        assert found
+        good = found[0].read_bytes()
+        found[0].write_bytes(bytes(most + 1))
+        report = fetch(volume, oracle.points(), cache)
+        (number,) = report.corrupt
+        assert volume.grid.positions(np.array([number])).tolist() == [[1, 1, 1]]
+        assert report.corrupt[number] == f"expected a chunk of at most {most} bytes, found {most + 1}"
+        assert read_all(volume, cache).keys() == set(range(CHUNKS)) - {number}
+        for content in (bytes(most), good):
+            found[0].write_bytes(content)
+            report = fetch(volume, oracle.points(), cache)
+            assert (report.fetched, report.corrupt) == (1, {})
+            assert read_all(volume, cache)[number] == StoredObject(content, compress)
+            cache.discard(int(volume.regions.numbers(np.array([number]))[0]), [number])
+
+
+def test_an_encoding_that_cant_be_undone_is_not_cached(store: HttpStore, oracle: Any, tmp_path: Path) -> None:
+    """It ends the fetch with its name; what came before is kept, and once the store says it right, all is well."""
+    path, _ = store.find(MIDDLE) or (None, None)
+    assert path
+    plain = path.with_suffix("")
+    path.rename(plain)
+    store.content_encoding = "rot13"
+    with pytest.raises(UnsupportedError, match="content encoding 'rot13' is not one of"):
+        sample_points(store.url, oracle.points(), cache=tmp_path / "cache")
+    store.content_encoding = "x-gzip"
+    store.clear()
+    _, status = sample_points(store.url, oracle.points(), cache=tmp_path / "cache", return_status=True)
+    assert {"ok", "missing_chunk"} == set(status)
+    assert MIDDLE in {request.path for request in store.requests}
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd"])
@@ -160,43 +244,3 @@ def test_a_bomb_is_bounded(tmp_path: Path, encoding: Any) -> None:
     assert "chunk 0-8_0-8_0-8" in message
     assert "expected at most" in message
     assert int(grown_kib) < 120 << 10
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_stream_gives_every_result_of_a_bounded_number_under_way(threads: int) -> None:
-    """Results come once each, and items are taken no further ahead than twice the threads."""
-    taken, given = [], []
-
-    def items() -> Iterator[int]:
-        for item in range(40):
-            taken.append(item)
-            assert len(taken) - len(given) <= 2 * threads + 1
-            yield item
-
-    for result in stream(lambda item: item * 10, items(), threads=threads):
-        given.append(result)
-    assert sorted(given) == [item * 10 for item in range(40)]
-
-
-def test_stream_ends_at_the_first_error() -> None:
-    """The first exception is raised as it is; nothing further is begun, and no thread is left."""
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        if item == 3:
-            raise KeyError(item)
-        return item
-
-    with pytest.raises(KeyError):
-        list(stream(work, range(1000), threads=2))
-    assert len(begun) < 20
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
-
-
-def test_a_consumer_that_stops_leaves_no_thread() -> None:
-    """Closing the stream early ends its threads."""
-    results = stream(lambda item: item, range(1000), threads=4)
-    next(results)
-    results.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.sharding.locate import locate_chunks
-from voxelprobe.volume.grid import MAX_CHUNKS_OF_SHARD_REGION, MAX_REGIONS, ChunkGrid, Regions, unravel
+from voxelprobe.volume.boxes import unravel
+from voxelprobe.volume.grid import MAX_CHUNKS_OF_SHARD_REGION, MAX_REGIONS, ChunkGrid, Regions
 from voxelprobe.volume.info import Scale, Sharding
 
 triples = st.tuples(*[st.integers(1, 40)] * 3)
-offsets = st.tuples(*[st.integers(-10_000, 10_000)] * 3)
-chunk_sizes = st.tuples(*[st.integers(1, 17)] * 3)
+offsets = st.tuples(*[st.integers(-10_000, 10_000) | st.integers(-(2**53), 2**53)] * 3)
+chunk_sizes = st.tuples(*[st.integers(1, 17) | st.sampled_from([1, 2, 4, 8, 16, 64])] * 3)
 shardings = st.builds(Sharding, st.sampled_from(["identity", "murmurhash3_x86_128"]),
                       st.integers(0, 12), st.integers(0, 6), st.integers(0, 10))
 
@@ -95,7 +96,32 @@ def test_a_grid_beyond_64_bits_is_refused():
     assert grid.positions(grid.locate(last)[0]).tolist() == last.tolist()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 2), (1, 5, 4)])
+def test_voxels_at_the_ends_of_int64_are_outside():
+    """Distances beyond int64 wrap to no place inside, whatever the volume's offset."""
+    odd = np.iinfo(np.int64)
+    far = np.array([[odd.min] * 3, [odd.max] * 3, [2**53] * 3], np.int64)
+    for offset in (-(2**53), 0, 2**53):
+        grid = ChunkGrid.of(make_scale((100, 100, 100), (7, 8, 9), (offset,) * 3))
+        assert grid.contains(far).tolist() == [False, False, offset == 2**53]
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(1, 24)] * 3), st.none() | shardings)
+def test_region_and_cell_are_the_chunk(shape, spec):
+    """A region's cells are its chunks, in their order; no region has more than its capacity, hashed ones aside."""
+    regions = Regions.of(make_scale(shape, sharding=spec))
+    every = np.arange(math.prod(shape))
+    numbers, cells = regions.cells([axis.astype(np.uint32) for axis in regions.grid.positions(every).T])
+    if numbers is None:
+        numbers = regions.numbers(cells)
+    assert (numbers == regions.numbers(every)).all()
+    assert (regions.chunks(numbers, cells) == every).all()
+    assert (np.lexsort((cells, numbers)) == np.lexsort((every, numbers))).all()
+    if spec is None or spec.hash == "identity":
+        assert np.unique(numbers, return_counts=True)[1].max() <= regions.capacity()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 2), (1, 5, 4), (8, 4, 2), (40, 50, 60)])
 def test_unravel_is_the_x_fastest_place(shape):
     """Flat numbers are read as NumPy does in Fortran order."""
     numbers = np.arange(math.prod(shape))

@@ -173,10 +173,11 @@ def test_floats_that_are_no_place() -> None:
 
 
 def test_mixed_and_wrapped_types() -> None:
-    """One float column makes the point float64; dictionaries, tensors and all-null columns are read too."""
+    """Each axis keeps its kind of number; dictionaries, tensors and all-null columns are read too."""
     columns = PointColumns(None, ("x", "y", "z"))
     mixed = pa.record_batch([pa.array([1]), pa.array([2.5]), pa.array([3], pa.uint8())], names=["x", "y", "z"])
     assert read_coordinates(mixed, columns).values.tolist() == [[1.0, 2.5, 3.0]]
+    assert [axis.dtype for axis in read_coordinates(mixed, columns).axes] == [np.int64, np.float64, np.int64]
     encoded = pa.record_batch([pa.array([7, None, 7]).dictionary_encode()] * 3, names=["x", "y", "z"])
     found = read_coordinates(encoded, columns)
     assert (found.values.tolist(), found.valid.tolist()) == ([[7] * 3, [0] * 3, [7] * 3], [True, False, True])
@@ -200,4 +201,4 @@ def test_complete_integer_lists_are_not_copied() -> None:
     """Without nulls, lists of int64 are a view of the batch."""
     lists = pa.array([[1, 2, 3], [4, 5, 6]], pa.list_(pa.int64(), 3))
     found = read_coordinates(*batch_of(lists))
-    assert found.values.ctypes.data == lists.values.buffers()[1].address
+    assert found.axes[0].ctypes.data == lists.values.buffers()[1].address

@@ -71,9 +71,11 @@ def test_a_file_comes_out_as_it_went_in(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 10, 11])
 def test_batches_have_exactly_the_rows_asked_for(tmp_path: Path, name: str, rows: int) -> None:
-    """Whatever pieces a file is made of, batches are cut at multiples of `batch_rows`."""
-    sizes = [batch.num_rows for batch in open_points(WRITERS[name](tmp_path / name), batch_rows=rows).batches()]
-    assert sizes == [min(rows, 10 - start) for start in range(0, 10, rows)]
+    """Whatever pieces a file is made of, batches are cut at multiples of `batch_rows`, or of what a call asks for."""
+    path = WRITERS[name](tmp_path / name)
+    expected = [min(rows, 10 - start) for start in range(0, 10, rows)]
+    assert [batch.num_rows for batch in open_points(path, batch_rows=rows).batches()] == expected
+    assert [batch.num_rows for batch in open_points(path, batch_rows=2).batches(rows=rows)] == expected
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelprobe.transport.ranges import Span, coalesce_ranges
+from voxelprobe.transport.ranges import SMALL_GAP_BYTES, Span, coalesce_ranges
 
 RANGES = st.lists(
     st.tuples(st.integers(0, 120), st.integers(0, 40)).map(lambda pair: (pair[0], pair[0] + pair[1])), max_size=12
@@ -127,3 +127,20 @@ def test_impossible_arguments_are_refused(starts, ends, gap, most):
     """Ranges that end before they start, negative limits and unequal lengths are errors of the caller."""
     with pytest.raises(ValueError, match="expected"):
         coalesce_ranges(starts, ends, max_gap_bytes=gap, max_span_bytes=most)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), min_size=1, max_size=30), st.floats(0, 2))
+def test_no_span_has_more_waste_than_its_share(sizes_and_gaps, share):
+    """But for gaps no longer than a request's own bytes, a span has at most the given share of unwanted bytes."""
+    edges = np.cumsum(np.array(sizes_and_gaps).ravel())
+    starts, ends = edges[::2], edges[1::2]
+    spans = coalesce_ranges(starts, ends, max_gap_bytes=8000, max_span_bytes=10**9, max_waste=share)
+    assert sorted(m for span in spans for m in span.members) == list(range(len(starts)))
+    for span in spans:
+        gaps = [int(starts[b] - ends[a]) for a, b in itertools.pairwise(span.members)]
+        assert max(gaps, default=0) <= 8000
+        if any(gap > SMALL_GAP_BYTES for gap in gaps):
+            last = max(row for row, gap in enumerate(gaps) if gap > SMALL_GAP_BYTES)
+            wanted = sum(int(ends[m] - starts[m]) for m in span.members[: last + 2])
+            assert sum(gaps[: last + 1]) <= share * wanted

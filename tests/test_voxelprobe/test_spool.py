@@ -1,52 +1,83 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voxelprobe.errors import TransportError
-from voxelprobe.run.spool import GroupSpool
+from voxelprobe.ordering import PointRun, sort_run
+from voxelprobe.run.spool import RunSpool
 
 
-def add(spool, start, groups):
-    points = np.arange(start, start + len(groups))
-    spool.add(points, points * 7 - 2**60, (points * 11) % 2**32, np.array(groups, np.int64))
+def run_of(first, regions):
+    regions = np.array(regions, np.int64)
+    rows = np.arange(len(regions))
+    return sort_run(first, None, regions, (rows % 3).astype(np.uint16), (first * 7 + rows).astype(np.uint32))
+
+
+def values(runs):
+    return [(run.first, *(getattr(run, name).tolist() for name in ("regions", "cells", "counts", "words")))
+            for run in runs]
+
+
+def cut_by_hand(run, low, high):
+    """The part of a run in regions [low, high), point by point."""
+    kept, words, at = [], [], 0
+    for index, count in enumerate(run.counts.tolist()):
+        if low <= run.regions[index] < high:
+            kept.append(index)
+            words += run.words[at : at + count].tolist()
+        at += count
+    return PointRun(run.first, run.regions[kept], run.cells[kept], run.counts[kept], np.array(words, np.uint64))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(st.integers(0, 5), max_size=20), max_size=8), st.integers(0, 60))
-def test_a_group_gets_its_points_in_the_order_they_came(tmp_path_factory, batches, memory_points):
-    """Whatever is held in memory and what went to files, each group has its points, once, in order, to the last bit."""
+@given(st.lists(st.lists(st.integers(-5, 5), min_size=1, max_size=20), max_size=8), st.integers(0, 3000),
+       st.sets(st.integers(-5, 5), min_size=1))
+def test_a_group_gets_its_part_of_each_run(tmp_path_factory, batches, memory_bytes, begins):
+    """Whatever is held in memory and what went to the file, each group has its slice of every run, to the last bit."""
     folder = tmp_path_factory.mktemp("spool") / "below"
-    spool = GroupSpool(folder, 6, memory_points=memory_points)
-    expected = [[] for _ in range(6)]
-    start = 0
-    for batch in batches:
-        add(spool, start, batch)
-        for point, group in enumerate(batch, start):
-            expected[group].append(point)
-        start += len(batch)
-    assert folder.exists() == any(folder.glob("*"))
-    for group in (3, 0, 5, 1, 4, 2):
-        points, chunks, places = spool.take(group)
-        assert points.tolist() == expected[group]
-        assert chunks.tolist() == [point * 7 - 2**60 for point in expected[group]]
-        assert places.tolist() == [(point * 11) % 2**32 for point in expected[group]]
-        assert (points.dtype, chunks.dtype, places.dtype) == (np.int64,) * 3
-        assert spool.take(group)[0].tolist() == []
-    assert not any(folder.glob("*"))
+    spool = RunSpool(folder, memory_bytes=memory_bytes)
+    runs = [run_of(100 * number, regions) for number, regions in enumerate(batches)]
+    for run in runs:
+        spool.add(run)
+    bounds = sorted(begins)
+    spool.cut(np.array(bounds))
+    bounds[0] = -100  # nothing is before the first group
+    for group, (low, high) in reversed(list(enumerate(zip(bounds, [*bounds[1:], 100], strict=True)))):
+        parts = [part for run in runs if len((part := cut_by_hand(run, low, high)).words)]
+        taken = list(spool.take(group))
+        assert values(taken) == values(parts)
+        assert spool.count(group) == sum(len(part.words) for part in parts)
+        for name in ("regions", "cells", "counts", "words"):
+            assert {getattr(run, name).dtype for run in taken} <= {getattr(run, name).dtype for run in runs}
+    spool.close()
 
 
 def test_few_points_never_touch_the_disk(tmp_path):
-    """Below the limit no folder is made; places up to 2^32 - 1 fit."""
-    spool = GroupSpool(tmp_path / "spool", 257, memory_points=10)
-    spool.add(np.array([1]), np.array([2]), np.array([2**32 - 1]), np.array([256]))
-    assert [values.tolist() for values in spool.take(256)] == [[1], [2], [2**32 - 1]]
+    """Below the limit no folder is made."""
+    spool = RunSpool(tmp_path / "spool", memory_bytes=1000)
+    spool.add(run_of(0, [1, 2, 1]))
+    spool.cut(np.array([1]))
+    assert spool.count(0) == 3
     assert not (tmp_path / "spool").exists()
 
 
 def test_a_disk_that_refuses_is_a_transport_error(tmp_path):
     """The message names the folder and the reason."""
     (tmp_path / "spool").write_text("")
-    spool = GroupSpool(tmp_path / "spool", 2, memory_points=0)
+    spool = RunSpool(tmp_path / "spool", memory_bytes=0)
     with pytest.raises(TransportError, match="spool: can't be written: File exists"):
-        add(spool, 0, [0, 1])
+        spool.add(run_of(0, [0, 1]))
+
+
+def test_a_file_that_was_cut_is_a_transport_error(tmp_path):
+    """Points that are gone from the file are not made up."""
+    spool = RunSpool(tmp_path / "spool", memory_bytes=0)
+    spool.add(run_of(0, [0, 1]))
+    spool.cut(np.array([0]))
+    os.truncate(tmp_path / "spool" / "points.runs", 10)
+    with pytest.raises(TransportError, match="found its end"):
+        list(spool.take(0))
+    spool.close()

@@ -21,7 +21,8 @@ import pytest
 from voxelprobe import AuthorizationError, InputError, TransportError, UnsupportedError, sample_points
 from voxelprobe.testing.http_store import Fault, HttpStore
 from voxelprobe.testing.volumes import chunk_name
-from voxelprobe.transport.http import MAX_REDIRECTS, HttpSource
+from voxelprobe.transport.curl import MAX_REDIRECTS
+from voxelprobe.transport.http import HttpSource
 from voxelprobe.transport.protocol import StoredObject
 from voxelprobe.transport.sources import RetryingSource
 
@@ -141,7 +142,7 @@ def test_stalls_end_by_the_read_timeout(store: HttpStore, kind: Any) -> None:
     """A server that goes silent is given up after the read timeout, and asked again."""
     store.fail(CHUNK_NAME, Fault(kind, seconds=60))
     waits: list[float] = []
-    source = RetryingSource(HttpSource(store.url, threads=1, read_timeout_seconds=0.3), sleep=waits.append)
+    source = RetryingSource(HttpSource(store.url, read_timeout_seconds=1), sleep=waits.append)
     assert source.fetch(CHUNK_NAME) == StoredObject((store.folder / f"{CHUNK_NAME}.gz").read_bytes(), "gzip")
     assert len(waits) == 1
     source.close()
@@ -160,7 +161,7 @@ def test_the_stores_checksum_is_held(serve: Callable[..., Any], which: int) -> N
     headers = _digests(BODY)[which]
     damaged = BODY[:99] + b"\0" + BODY[100:]
     server = serve(lambda path, number: (200, headers, damaged if path == "/bad" or number == 0 else BODY))
-    source = RetryingSource(HttpSource(server.url, threads=1), sleep=lambda seconds: None)
+    source = RetryingSource(HttpSource(server.url), sleep=lambda seconds: None)
     assert source.fetch("x") == StoredObject(BODY, None)
     assert len(server.paths) == 2
     with pytest.raises(TransportError, match=r"bad: the store says (crc32c|MD5) .* the body received has"):
@@ -172,7 +173,7 @@ def test_checksums_are_of_the_stored_bytes(serve: Callable[..., Any]) -> None:
     """A gzipped object's checksum is that of its compressed bytes, which is how they are asked for."""
     packed = gzip.compress(BODY)
     server = serve(lambda path, number: (200, {"Content-Encoding": "gzip"} | _digests(packed)[0], packed))
-    source = RetryingSource(HttpSource(server.url, threads=1))
+    source = RetryingSource(HttpSource(server.url))
     assert source.fetch_stripped("x") == BODY
     assert "gzip" in server.headers[0]["Accept-Encoding"]
     source.close()
@@ -182,7 +183,7 @@ def test_redirects_are_followed(store: HttpStore, serve: Callable[..., Any], ora
     """A server that sends on to another is followed, with the range of a shard kept."""
     server = serve(lambda path, number: (302, {"Location": store.url + path}, b""))
     oracle.check(server.url)
-    source = HttpSource(server.url, threads=1)
+    source = HttpSource(server.url)
     assert source.fetch("info", 3, 9) == StoredObject((store.folder / "info").read_bytes()[3:9], None)
     source.close()
 
@@ -201,7 +202,7 @@ def test_credentials_do_not_follow_to_another_host(serve: Callable[..., Any], mo
     other = serve(lambda path, number: (200, {}, BODY))
     elsewhere = other.url.replace("127.0.0.1", "localhost")
     server = serve(lambda path, number: (302, {"Location": f"{elsewhere}/x"}, b""))
-    source = HttpSource(server.url, threads=1)
+    source = HttpSource(server.url)
     assert source.fetch("x") == StoredObject(BODY, None)
     assert server.headers[0]["Authorization"] == "Basic c2VjcmV0"
     assert other.headers[0]["Authorization"] is None

@@ -1,1 +1,1 @@
-"""The chunk cache: stripped chunks in one SQLite file a region, shared by the runs of a machine."""
+"""The chunk cache: chunks as stored, in one SQLite file a region, shared by the runs of a machine."""

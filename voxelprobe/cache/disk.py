@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from voxelprobe.cache.region_file import DamagedRegionError, RegionFile
 from voxelprobe.errors import TransportError
+from voxelprobe.transport.protocol import StoredObject
 
 # Part of the folder's name. Raise it when regions are cut or rows are written in another way. Folders of earlier
 # layouts are used by nobody, and so are the first to be evicted.
-LAYOUT = 2
+LAYOUT = 3
 # How much is written, on average and by all processes, before the folder is measured again: a share of the budget.
 _MEASURE_SHARE = 0.02
 
@@ -95,30 +96,15 @@ class ScaleCache:
         """Return which of `chunks` are here, those known as absent included."""
         return self._guarded(region, lambda file: file.known(chunks)) or set()
 
-    def read(self, region: int, chunks: Sequence[int]) -> dict[int, bytes]:
-        """Return the payloads of those of `chunks` that are here."""
-        return self._guarded(region, lambda file: dict(file.each(chunks))) or {}
+    def read(self, region: int, chunks: Sequence[int]) -> dict[int, StoredObject]:
+        """Return those of `chunks` that are here."""
+        return self._guarded(region, lambda file: file.read(chunks)) or {}
 
-    def each(self, region: int, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield those of `chunks` that are here and their payloads, in any order.
-
-        As `read`, at half the cost when no payload is kept: its memory serves for the next one. Until it ends or is
-        closed, the region can be read, but neither written nor evicted; in this process that would wait for ever.
-        """
-        try:
-            yield from self._file(region).each(chunks)
-        except DamagedRegionError as error:
-            self._drop_damaged(region, error)
-        except TransportError:
-            raise
-        except OSError as error:
-            raise self._translated(error) from error
-
-    def write(self, region: int, payloads: Mapping[int, bytes]) -> None:
-        """Keep payloads; when this returns they survive the process."""
-        written = self._guarded(region, lambda file: file.write(payloads))
+    def write(self, region: int, objects: Mapping[int, StoredObject]) -> None:
+        """Keep chunks; when this returns they survive the process."""
+        written = self._guarded(region, lambda file: file.write(objects))
         if written is None:  # the file was damaged, and is gone
-            written = self._guarded(region, lambda file: file.write(payloads))
+            written = self._guarded(region, lambda file: file.write(objects))
         if written is None:
             raise TransportError(f"chunk cache {self._folder}/r{region:08d}: damaged again as soon as it was made anew")
         self._note_written(written)
@@ -135,20 +121,14 @@ class ScaleCache:
         try:
             return work(self._file(region))
         except DamagedRegionError as error:
-            self._drop_damaged(region, error)
+            logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
+                           self._folder, region, error)
+            self._file(region).remove(wait=True)
             return None
         except TransportError:
             raise
         except OSError as error:
-            raise self._translated(error) from error
-
-    def _drop_damaged(self, region: int, error: DamagedRegionError) -> None:
-        logger.warning("chunk cache %s/r%08d is damaged (%s); its chunks are fetched again",
-                       self._folder, region, error)
-        self._file(region).remove(wait=True)
-
-    def _translated(self, error: OSError) -> TransportError:
-        return TransportError(f"chunk cache {self._folder}: {error.strerror or error}")
+            raise TransportError(f"chunk cache {self._folder}: {error.strerror or error}") from error
 
 
 def _entries(folder: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:

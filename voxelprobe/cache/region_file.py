@@ -2,9 +2,10 @@
 
 Written through sqlitedict, as bytes and never as pickles. Read through sqlite3 itself: an error
 while reading ends sqlitedict's thread and leaves its caller waiting for ever (docs/design/001-records.md).
-A chunk has two rows: its payload, and the CRC32C of number and payload, 4 bytes little-endian. In one row they
-would cost a copy of each payload. An empty payload says that the store has no such chunk. SQLite has no checksums
-of its own, and a flipped bit here would be a wrong label; in its index, another chunk's row.
+A chunk has two rows: its content as the store has it, and facts: a CRC32C of number, compression and content, 4 bytes
+little-endian, and the compression's name. In one row they would cost a copy of each content. No content says that the
+store has no such chunk. SQLite has no checksums of its own, and a flipped bit here would be a wrong label; in its
+index, another chunk's row.
 
 A rollback journal, since each byte is written once then, and large pages (docs/design/007-cache.md). Nobody else has
 the file open while it is written: `flock` sees to that. A journal that a kill left, whoever comes next plays back.
@@ -26,6 +27,7 @@ from typing import Any
 import google_crc32c
 
 from voxelprobe.errors import TransportError
+from voxelprobe.transport.protocol import StoredObject
 
 TABLE = "chunks"
 _KEYS_A_QUERY = 500
@@ -60,26 +62,33 @@ class RegionFile:
         with self._reading() as database:
             return {int(key) for (key,) in _select(database, "key", map(str, chunks))}
 
-    def each(self, chunks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield those chunks that the file has and their payloads, each held against its checksum."""
+    def read(self, chunks: Sequence[int]) -> dict[int, StoredObject]:
+        """Return those chunks that the file has, each held against its checksum."""
+        objects = {}
         with self._reading() as database:
-            sums = dict(_select(database, "key, value", map(_sum_key, chunks)))
-            for key, payload in _select(database, "key, value", map(str, chunks)):
+            facts = dict(_select(database, "key, value", map(_facts_key, chunks)))
+            for key, content in _select(database, "key, value", map(str, chunks)):
                 chunk = int(key)
-                if not isinstance(payload, bytes) or sums.get(_sum_key(chunk)) != _checksum(chunk, payload):
+                found = facts.get(_facts_key(chunk))
+                if not isinstance(content, bytes) or not isinstance(found, bytes):
+                    raise DamagedRegionError(f"row {key} lacks its checksum, or isn't bytes")
+                stored = StoredObject(content, found[4:].decode() or None)
+                if found != _facts(chunk, stored):
                     raise DamagedRegionError(f"row {key} doesn't match its checksum")
-                yield chunk, payload
+                objects[chunk] = stored
+        return objects
 
-    def write(self, payloads: Mapping[int, bytes]) -> int:
+    def write(self, objects: Mapping[int, StoredObject]) -> int:
         """Add or replace rows, commit them, and return by how many bytes the file grew."""
-        if not payloads:
+        if not objects:
             return 0
-        sums = {_sum_key(chunk): _checksum(chunk, payload) for chunk, payload in payloads.items()}
+        facts = {_facts_key(chunk): _facts(chunk, stored) for chunk, stored in objects.items()}
+        contents = {str(chunk): stored.content for chunk, stored in objects.items()}
         before = self._size()
-        with self._writing(_page_bytes(len(payloads), sum(map(len, payloads.values())))) as table:
-            # The sums beside each other: whoever reads wants them all before the first payload.
-            table.update(sums)
-            table.update({str(chunk): payload for chunk, payload in payloads.items()})
+        with self._writing(_page_bytes(len(contents), sum(map(len, contents.values())))) as table:
+            # The facts beside each other: whoever reads wants them all before the first content.
+            table.update(facts)
+            table.update(contents)
         return max(self._size() - before, 0)
 
     def discard(self, chunks: Iterable[int]) -> None:
@@ -87,7 +96,7 @@ class RegionFile:
         with self._locked(fcntl.LOCK_EX), self._translated():
             if not self._path.exists():
                 return
-            keys = [(key(chunk),) for chunk in chunks for key in (str, _sum_key)]
+            keys = [(key(chunk),) for chunk in chunks for key in (str, _facts_key)]
             with self._connected() as database, database:
                 if not _has_table(database):
                     return
@@ -187,12 +196,15 @@ class RegionFile:
             yield database
 
 
-def _sum_key(chunk: int) -> str:
-    return f"{chunk} crc32c"
+def _facts_key(chunk: int) -> str:
+    return f"{chunk} facts"
 
 
-def _checksum(chunk: int, payload: bytes) -> bytes:
-    return int(google_crc32c.extend(google_crc32c.value(b"%d" % chunk), payload)).to_bytes(4, "little")
+def _facts(chunk: int, stored: StoredObject) -> bytes:
+    """Return what stands beside a chunk: the CRC32C of number, compression and content, and the compression."""
+    encoding = (stored.encoding or "").encode()
+    checksum = google_crc32c.extend(google_crc32c.value(b"%d %s" % (chunk, encoding)), stored.content)
+    return int(checksum).to_bytes(4, "little") + encoding
 
 
 def _has_table(database: sqlite3.Connection) -> bool:

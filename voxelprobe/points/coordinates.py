@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from voxelprobe.arrays import Bool
+from voxelprobe.arrays import Bool, from_arrow
 from voxelprobe.errors import InputError
 from voxelprobe.points.columns import AXES, PointColumns, is_list
 from voxelprobe.points.plain_values import Dynamic, plain_array
@@ -23,15 +23,31 @@ class Coordinates:
 
     Attributes
     ----------
-    values
-        Shape (n, 3), x y z: int64 if every source is an integer, else float64. 0 in rows that aren't valid. May be a
-        read-only view of the batch.
-    valid
-        Shape (n,). False where a coordinate is null, NaN or infinite, or the list or struct is null.
+    axes
+        x, y and z, of shape (n,) each: int64 where the source is integers, else float64. Anything in rows that aren't
+        present. May be read-only views of the batch.
+    present
+        Shape (n,). False where a coordinate, the list or the struct is null; None if none is.
     """
 
-    values: npt.NDArray[Any]
-    valid: Bool
+    axes: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+    present: Bool | None
+
+    @property
+    def valid(self) -> Bool:
+        """Return which points are present and finite; shape (n,)."""
+        valid = np.ones(len(self.axes[0]), np.bool_) if self.present is None else self.present.copy()
+        for axis in self.axes:
+            if axis.dtype.kind == "f":
+                valid &= np.isfinite(axis)
+        return valid
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """Return the points in one array, shape (n, 3): int64 if all axes are, else float64. 0 where not valid."""
+        values = np.stack(self.axes, axis=1)
+        values[~self.valid] = 0
+        return values
 
 
 def read_coordinates(batch: pa.RecordBatch, columns: PointColumns, first_row: int = 0) -> Coordinates:
@@ -61,13 +77,10 @@ def read_coordinates(batch: pa.RecordBatch, columns: PointColumns, first_row: in
         struct = arrays[0]
         present = _mask(struct)
         arrays = [plain_array(struct.field(struct.type.get_field_index(axis))) for axis in AXES]
-    axes = [_numbers(array) for array in arrays]
-    dtype = np.int64 if all(numbers.dtype == np.int64 for numbers, _ in axes) else np.float64
-    values = np.empty((batch.num_rows, 3), dtype)
-    for axis, (numbers, mask) in enumerate(axes):
-        values[:, axis] = numbers
+    (x, x_mask), (y, y_mask), (z, z_mask) = map(_numbers, arrays)
+    for mask in (x_mask, y_mask, z_mask):
         present = _both(present, mask)
-    return _finish(values, present)
+    return Coordinates((x, y, z), present)
 
 
 def _read_lists(lists: Dynamic, name: str, first_row: int) -> Coordinates:
@@ -78,7 +91,7 @@ def _read_lists(lists: Dynamic, name: str, first_row: int) -> Coordinates:
         # The slots of null lists are there, and hold anything.
         flat = lists.values.slice(lists.offset * 3, len(lists) * 3)
         numbers, mask = _numbers(plain_array(flat))
-        return _finish(numbers.reshape(-1, 3), _both(present, _all_axes(mask)))
+        return _of_triples(numbers, _both(present, _all_axes(mask)))
     lengths: Dynamic = pc.list_value_length(lists)
     differs: Dynamic = pc.not_equal(lengths, pa.scalar(3, lengths.type))
     wrong = differs.index(True).as_py()
@@ -87,24 +100,17 @@ def _read_lists(lists: Dynamic, name: str, first_row: int) -> Coordinates:
                          f"{lengths[wrong].as_py()}")
     numbers, mask = _numbers(plain_array(lists.flatten()))  # the values of the lists that aren't null
     if present is None:
-        return _finish(numbers.reshape(-1, 3), _all_axes(mask))
+        return _of_triples(numbers, _all_axes(mask))
     values = np.zeros((len(lists), 3), numbers.dtype)
     values[present] = numbers.reshape(-1, 3)
     if mask is not None:
         present[present] = _all_axes(mask)
-    return _finish(values, present)
+    return _of_triples(values, present)
 
 
-def _finish(values: npt.NDArray[Any], valid: Bool | None) -> Coordinates:
-    if values.dtype == np.float64:
-        finite = np.isfinite(values)
-        if not finite.all():
-            valid = _both(valid, _all_axes(finite))
-    if valid is None:
-        return Coordinates(values, np.ones(len(values), np.bool_))
-    if not valid.all():
-        values = np.where(valid[:, np.newaxis], values, values.dtype.type(0))
-    return Coordinates(values, valid)
+def _of_triples(values: npt.NDArray[Any], present: Bool | None) -> Coordinates:
+    x, y, z = values.reshape(-1, 3).T
+    return Coordinates((x, y, z), present)
 
 
 def _numbers(array: Dynamic) -> tuple[npt.NDArray[Any], Bool | None]:
@@ -114,9 +120,7 @@ def _numbers(array: Dynamic) -> tuple[npt.NDArray[Any], Bool | None]:
     mask = _mask(array)
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
-    if mask is not None:
-        array = array.fill_null(0)
-    numbers: npt.NDArray[Any] = array.to_numpy(zero_copy_only=True)
+    numbers = from_arrow(array)
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > _INT64_MAX:
         numbers = np.minimum(numbers, np.uint64(_INT64_MAX))
     return numbers.astype(np.int64 if numbers.dtype.kind in "iu" else np.float64, copy=False), mask

@@ -55,13 +55,15 @@ class PointsTable:
         with explained(self.path, self._expected):
             return self._source.type_notes
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in file order, `batch_rows` at a time; the last batch may be smaller.
+    def batches(self, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in file order, some at a time; the last batch may be smaller.
 
         Parameters
         ----------
         columns
             Names of the columns wanted, in the order wanted. All of them by default.
+        rows
+            Rows of every batch but the last; `batch_rows` by default.
 
         Yields
         ------
@@ -72,7 +74,7 @@ class PointsTable:
         InputError
             If there is no such column, or the file turns out to be damaged or to change while it is read.
         UnsupportedError
-            If Arrow can't put `batch_rows` rows of a column into one array.
+            If Arrow can't put so many rows of a column into one array.
         """
         schema = self.schema
         names = schema.names if columns is None else list(columns)
@@ -83,13 +85,13 @@ class PointsTable:
                 raise InputError(f"points table {self.path}: no column {name!r}; its columns are "
                                  + ", ".join(schema.names))
         wanted = pa.schema([schema.field(name) for name in names]).with_metadata(schema.metadata)
-        rows = 0
+        found = 0
         with explained(self.path, self._expected):
-            for batch in _recut(_conform(self._source.read(names), wanted), wanted, self.batch_rows):
-                rows += batch.num_rows
+            for batch in _recut(_conform(self._source.read(names), wanted), wanted, rows or self.batch_rows):
+                found += batch.num_rows
                 yield batch
-        if rows != self.num_rows:
-            raise InputError(f"points table {self.path}: expected {self.num_rows} rows, found {rows}; "
+        if found != self.num_rows:
+            raise InputError(f"points table {self.path}: expected {self.num_rows} rows, found {found}; "
                              "did it change while it was read?")
 
 

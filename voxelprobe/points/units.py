@@ -65,15 +65,22 @@ class UnitConversion:
         -------
         Shape (n, 3), int64. Anything beyond +-2^62 is moved there, which no volume contains.
         """
-        convert = _floats_to_voxels if values.dtype.kind == "f" else _integers_to_voxels
         voxels = np.empty(values.shape, np.int64)
-        for axis, ratio in enumerate(self.ratios):
-            voxels[:, axis] = convert(values[:, axis], ratio)
+        for axis in range(3):
+            np.clip(self.axis_to_voxels(values[:, axis], axis), -LIMIT, LIMIT, out=voxels[:, axis])
         if valid is None:
             valid = np.isfinite(values).all(axis=1)
         if not valid.all():
             voxels[~valid] = NOWHERE
         return voxels
+
+    def axis_to_voxels(self, values: npt.NDArray[Any], axis: int) -> Int64:
+        """Return the same for one axis, shape (n,): NaN becomes `NOWHERE`, and integers may stay beyond +-2^62.
+
+        May be `values` itself.
+        """
+        convert = _floats_to_voxels if values.dtype.kind == "f" else _integers_to_voxels
+        return convert(values, self.ratios[axis])
 
 
 def parse_coord_resolution(text: str | Sequence[float] | None) -> Unit | None:
@@ -119,17 +126,23 @@ def _shortest(number: str) -> str:
 
 
 def _integers_to_voxels(points: Int64, ratio: Fraction) -> Int64:
-    """Return floor(points * ratio), shape (n,), moved into +-LIMIT."""
+    """Return floor(points * ratio), shape (n,); moved into +-LIMIT if the ratio isn't one over a whole number."""
     up, down = ratio.numerator, ratio.denominator
+    if up == 1 and down < 2**62:
+        if down & (down - 1) == 0:
+            return points >> (down.bit_length() - 1) if down > 1 else points
+        return points // down
     if up * down >= 2**60:
         # Resolutions such as 17.200000000000003: beyond int64, so with Python's integers (slower, as exact).
         exact = points.astype(object) * up // down
         return np.asarray(np.clip(exact, -LIMIT, LIMIT), dtype=np.int64)
     # points = whole * down + rest, so that no product leaves int64 unless the result does. What is clipped is beyond
     # LIMIT even after the rest, at most one more `up`, was added.
+    bound = LIMIT // up + 2
+    if down == 1:
+        return np.asarray(np.clip(points, -bound, bound) * up, dtype=np.int64)
     whole = points // down
     rest = points - whole * down
-    bound = LIMIT // up + 2
     voxels = np.clip(whole, -bound, bound) * up + rest * up // down
     return np.asarray(np.clip(voxels, -LIMIT, LIMIT), dtype=np.int64)
 
@@ -138,9 +151,11 @@ def _floats_to_voxels(points: npt.NDArray[np.floating[Any]], ratio: Fraction) ->
     """Return floor(points * ratio), shape (n,), moved into +-LIMIT; NaN becomes NOWHERE."""
     with np.errstate(all="ignore"):  # 1e300 may well become infinite: it is clipped like the rest
         voxels = points.astype(np.float64)
-        voxels *= float(ratio.numerator)
-        voxels /= float(ratio.denominator)
+        if ratio.numerator != 1:
+            voxels *= float(ratio.numerator)
+        if ratio.denominator != 1:
+            voxels /= float(ratio.denominator)
         np.floor(voxels, out=voxels)
-        np.clip(voxels, -LIMIT, LIMIT, out=voxels)
-        np.nan_to_num(voxels, copy=False, nan=NOWHERE)
+        np.fmax(voxels, -LIMIT, out=voxels)  # of a number and NaN, the number
+        np.minimum(voxels, LIMIT, out=voxels)
         return voxels.astype(np.int64)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from voxelprobe.errors import InputError
+from voxelprobe.points.parquet_encodings import open_parquet
 from voxelprobe.points.plain_values import Dynamic, plain_array, plain_type
 
 OUTPUT_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".feather", ".arrow")
@@ -106,23 +107,24 @@ def open_writer(path: Path, schema: pa.Schema, suffix: str | None = None) -> Tab
 
 class _ParquetTableWriter(TableWriter):
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
         super().__init__(path, schema)
-        # Dictionaries pay for texts; ids and coordinates are as small without and twice as fast to write.
-        dictionaries: Any = [field.name for field in schema if not pa.types.is_primitive(field.type)]
-        self._sink = pa.OSFile(str(path), "wb")
         try:
-            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd",
-                                            use_dictionary=dictionaries or False)
+            open_parquet(pa.BufferOutputStream(), schema, None).close()
         except pa.ArrowException as error:
-            self._sink.close()
             raise InputError(f"result table {path}: Parquet can't hold one of its columns: {error}") from error
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer: Any = None
+
+    def _open(self, first: pa.RecordBatch | None) -> None:
+        if self._writer is None:
+            self._writer = open_parquet(self._sink, self.schema, first)
 
     def _append(self, batch: pa.RecordBatch) -> None:
+        self._open(batch)
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
 
     def close(self) -> None:
+        self._open(None)
         self._writer.close()
         self._sink.close()
 

@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from voxelprobe.arrays import Int64
 from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.decoding import DecodedPoints, decode_points
 from voxelprobe.errors import StaleRunError
 from voxelprobe.fetching import fetch_chunks
 from voxelprobe.planning import ChunkJobs
-from voxelprobe.records import POINT, STATUS, Status, label_columns, read_columns, write_columns
+from voxelprobe.records import STATUS, Status, label_columns
+from voxelprobe.run.blocks import BlockFile, write_blocks
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.plan import read_jobs
 from voxelprobe.run.progress import ProgressBoard, format_bytes
 from voxelprobe.run.spec import Run
+
+# Of the labels' files. 2: by block of points, and with the different labels.
+_LAYOUT = 2
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +35,27 @@ def read_fetched(run: Run, group: int) -> Manifest | None:
 
 def read_decoded(run: Run, group: int) -> Manifest | None:
     """Return the marker of a group's labels, or None."""
-    return read_manifest(run.folder, f"labels/group-{group:03d}.json", run.key)
+    return read_manifest(run.folder, f"labels/group-{group:03d}.json", _key(run))
 
 
-def read_labels(run: Run, group: int) -> tuple[Any, Any, Any]:
-    """Return a decoded group's points (n,), labels (n, channels) and status (n,)."""
-    scale = run.volume.scale
-    names = label_columns(None, scale.num_channels)
-    points, status, *labels = read_columns(
-        run.folder.local_copy(f"labels/group-{group:03d}.parquet"), POINT, STATUS, *names
-    )
-    if any(column.dtype != scale.dtype for column in labels):
-        raise StaleRunError(f"labels of group {group}: expected {scale.dtype}, found {labels[0].dtype}")
-    return points, np.stack(labels, axis=1), status
+def open_labels(run: Run, group: int, decoded: Manifest) -> BlockFile:
+    """Return a decoded group's file: `point`, `status`, and the labels of each channel."""
+    path = run.folder.local_copy(f"labels/group-{group:03d}.parquet")
+    return BlockFile(path, decoded.facts["blocks"], decoded.facts["different"])
+
+
+def read_labels(run: Run, group: int, decoded: Manifest, points: Int64) -> tuple[Any, Any]:
+    """Return labels (n, channels) and status (n,) of a decoded group, in the order of its planned points (n,)."""
+    names = label_columns(None, run.volume.scale.num_channels)
+    status, *labels = open_labels(run, group, decoded).read_points(points, STATUS, *names)
+    check_labels(run, group, labels)
+    return np.stack(labels, axis=1), status
+
+
+def check_labels(run: Run, group: int, labels: list[Any]) -> None:
+    """Raise `StaleRunError` if labels that were read aren't of the volume's dtype."""
+    if any(column.dtype != run.volume.scale.dtype for column in labels):
+        raise StaleRunError(f"labels of group {group}: expected {run.volume.scale.dtype}, found {labels[0].dtype}")
 
 
 def expect_groups(run: Run, board: ProgressBoard, chunks_of_group: list[int]) -> None:
@@ -109,7 +122,7 @@ def decode_group(
         )
         labels, status = decoded.labels, decoded.status
         if before is not None:
-            _, labels, status = (array.copy() for array in read_labels(run, group))
+            labels, status = (array.copy() for array in read_labels(run, group, before, jobs.points))
             labels[of_points], status[of_points] = decoded.labels, decoded.status
         _write_labels(run, group, jobs, labels, status, decoded, execution, time.monotonic() - started)
         for chunk, message in decoded.corrupt.items():
@@ -129,20 +142,30 @@ def _write_labels(
 ) -> None:
     names = label_columns(None, run.volume.scale.num_channels)
     file = f"labels/group-{group:03d}.parquet"
-    columns = {name: labels[:, channel] for channel, name in enumerate(names)}
-    with run.folder.new_file(file) as path:
-        write_columns(path, {POINT: jobs.points, STATUS: status} | columns)
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    columns = {STATUS: status} | {name: labels[:, channel] for channel, name in enumerate(names)}
     counts = np.bincount(status, minlength=len(Status))
-    facts = {
+    read = labels if counts[Status.OK] == len(status) else labels[status == Status.OK]
+    with run.folder.new_file(file) as path:
+        written = write_blocks(path, jobs.points, columns, names[0], read)
+        if run.volume.graph is not None:
+            with open(path, "rb") as content:
+                # What roots are made from.
+                digest = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16))
+            written["digest"] = digest.hexdigest()
+    facts = written | {
         "points": len(jobs.points),
         "chunks": len(jobs.chunks),
         "status": {state.label: int(counts[state]) for state in Status if counts[state]},
+        "background": int(np.count_nonzero(read[:, 0] == 0)),
         "fetched_again": decoded.fetched,
         "corrupt": {run.volume.chunk_label(chunk): message for chunk, message in decoded.corrupt.items()},
         "corrupt_chunks": sorted(decoded.corrupt),
-        "digest": digest,
         "execution": execution,
         "seconds": round(seconds, 3),
     }
-    write_manifest(run.folder, f"labels/group-{group:03d}.json", run.key, [file], facts)
+    write_manifest(run.folder, f"labels/group-{group:03d}.json", _key(run), [file], facts)
+
+
+def _key(run: Run) -> str:
+    """Return the key of markers of labels: files of another layout, of an older version, are made again."""
+    return f"{run.key}-{_LAYOUT}"

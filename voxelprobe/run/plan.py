@@ -6,12 +6,16 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from voxelprobe.errors import InputError
-from voxelprobe.planning import ChunkJobs, LocatedPoints, RegionTally, locate_points, order_by_chunk
+from voxelprobe.ordering import PointRun, sort_run
+from voxelprobe.planning import ChunkJobs, RegionTally, locate_points, merge_jobs
 from voxelprobe.points import read_coordinates, suggest_unit
 from voxelprobe.records import (
     CHUNK,
@@ -29,11 +33,15 @@ from voxelprobe.records import (
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.progress import ProgressBoard
 from voxelprobe.run.spec import Run
-from voxelprobe.run.spool import GroupSpool
+from voxelprobe.run.spool import RunSpool
+from voxelprobe.run.threads import count_threads, map_in_order
 
 PLAN_MANIFEST = "plan/manifest.json"
-# With fewer points located at once they are kept between the two passes over the table.
-_KEPT_POINTS = 8 << 20
+# Points that are sorted at once: few enough for a cache, unless there were more than a thousand such runs to merge.
+_SORTED_POINTS = 1 << 18
+_MANY_POINTS = 1 << 28
+# Points of groups that are merged at once, at about 32 bytes each.
+_MERGED_POINTS = 12 << 20
 _SAMPLE_POINTS = 50_000
 # Fewer points outside than this are no sign of a wrong unit, just of odd points.
 _MIN_POINTS_TO_JUDGE = 20
@@ -71,20 +79,17 @@ def plan_run(run: Run, board: ProgressBoard) -> None:
         run.folder.sweep("plan/*")
         total = run.table.num_rows * len(run.columns)
         logger.info("planning %s points of %s", f"{total:,}", run.settings.points)
-        tally = RegionTally(run.volume.regions)
-        kept: list[tuple[int, LocatedPoints]] | None = [] if total <= _KEPT_POINTS else None
-        _first_pass(run, tally, kept, board, total)
-        groups = tally.cut_groups()
-        count = int(groups.max(initial=-1)) + 1
         scratch = run.folder.path(".tmp-spool")
         shutil.rmtree(scratch, ignore_errors=True)
+        board.expect("plan", 0, 2 * total)
         try:
-            # The last group is for the points that lie in no chunk.
-            spool = GroupSpool(scratch, count + 1)
-            for first, located in kept if kept is not None else _locate(run):
-                _distribute(run, spool, tally, np.append(groups, count), first, located)
-                board.add("plan", 0, len(located.status), 0)
-            facts = _write_groups(run, spool, count)
+            with closing(RunSpool(scratch)) as spool, closing(RunSpool(scratch / "unplaced")) as unplaced:
+                tally = _sort_points(run, spool, unplaced, board, total)
+                groups = tally.cut_groups()
+                count = int(groups.max(initial=-1)) + 1
+                spool.cut(tally.numbers[np.flatnonzero(np.diff(groups, prepend=-1))])
+                facts = _write_groups(run, spool, count, board)
+                facts["unplaced"] = _write_unplaced(run, unplaced, board)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         facts |= {"points": total, "rows": run.table.num_rows, "seconds": round(time.monotonic() - started, 3)}
@@ -95,36 +100,65 @@ def plan_run(run: Run, board: ProgressBoard) -> None:
                     f"{total:,}", f"{facts['chunks']:,}", count, time.monotonic() - started)
 
 
-def _locate(run: Run) -> Iterator[tuple[int, LocatedPoints]]:
-    """Yield the located points of each batch and prefix, with the number of the first point.
+@dataclass(frozen=True, slots=True)
+class _SortedBatch:
+    """The points of a batch: in the order of their chunks, and those that lie in none, with their status as place."""
 
-    Points of one batch and prefix are numbered first, first + prefixes, first + 2 * prefixes, ….
-    """
+    rows: int
+    placed: PointRun
+    unplaced: PointRun
+    outside: int
+
+
+def _sort_points(run: Run, spool: RunSpool, unplaced: RunSpool, board: ProgressBoard, total: int) -> RegionTally:
+    """Read the table once: into the spools and the tally. Refuse points in a wrong unit."""
+    tally = RegionTally(run.volume.regions)
+    valid = outside = 0
+    rows = max(1, (_SORTED_POINTS if total <= _MANY_POINTS else 4 * _SORTED_POINTS) // len(run.columns))
+    threads = count_threads() if run.table.num_rows > rows else 1
+    for batch in map_in_order(lambda item: _sort_batch(run, *item), _number_batches(run, rows), threads):
+        tally.add(batch.placed.regions, batch.placed.counts)
+        if len(batch.placed.words):
+            spool.add(batch.placed)
+        if len(batch.unplaced.words):
+            unplaced.add(batch.unplaced)
+        valid += len(batch.placed.words) + batch.outside
+        outside += batch.outside
+        board.add("plan", 0, batch.rows * len(run.columns), 0)
+    if outside * 2 > valid:
+        _judge_unit(run, valid, outside)
+    return tally
+
+
+def _number_batches(run: Run, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the batches of the table's points, with the number of the first row."""
     sources = list(dict.fromkeys(name for columns in run.columns for name in columns.sources))
     row = 0
-    for batch in run.table.batches(sources):
-        for prefix, columns in enumerate(run.columns):
-            coordinates = read_coordinates(batch, columns, row)
-            voxels = run.conversion.to_voxels(coordinates.values, coordinates.valid)
-            yield row * len(run.columns) + prefix, locate_points(voxels, coordinates.valid, run.volume.grid)
+    for batch in run.table.batches(sources, rows):
+        yield row, batch
         row += batch.num_rows
 
 
-def _first_pass(
-    run: Run, tally: RegionTally, kept: list[tuple[int, LocatedPoints]] | None, board: ProgressBoard, total: int
-) -> None:
-    """Count regions over the whole table, and refuse points in a wrong unit before anything is fetched."""
-    board.expect("plan", 0, 2 * total)
-    valid = outside = 0
-    for first, located in _locate(run):
-        tally.add(located.chunks[located.status == Status.OK])
-        valid += int((located.status != Status.INVALID_COORDINATE).sum())
-        outside += int((located.status == Status.OUT_OF_BOUNDS).sum())
-        if kept is not None:
-            kept.append((first, located))
-        board.add("plan", 0, len(located.status), 0)
-    if outside * 2 > valid:
-        _judge_unit(run, valid, outside)
+def _sort_batch(run: Run, row: int, batch: pa.RecordBatch) -> _SortedBatch:
+    located = []
+    for columns in run.columns:
+        coordinates = read_coordinates(batch, columns, row)
+        located.append(locate_points(coordinates.axes, coordinates.present, run.conversion, run.volume.regions))
+    # Points of a row are neighbours in their numbers.
+    regions, cells, places, status = (
+        getattr(located[0], name) if len(located) == 1 else np.stack([getattr(one, name) for one in located], 1).ravel()
+        for name in ("regions", "cells", "places", "status")
+    )
+    first = row * len(run.columns)
+    lost = np.flatnonzero(status)
+    nowhere = np.zeros(len(lost), np.uint8)
+    unplaced = sort_run(first, lost, nowhere, nowhere, status[lost])
+    numbers = None
+    if len(lost):
+        numbers = np.flatnonzero(status == Status.OK)
+        regions, cells, places = regions[numbers], cells[numbers], places[numbers]
+    placed = sort_run(first, numbers, regions, cells, places)
+    return _SortedBatch(batch.num_rows, placed, unplaced, int((status == Status.OUT_OF_BOUNDS).sum()))
 
 
 def _judge_unit(run: Run, valid: int, outside: int) -> None:
@@ -158,42 +192,39 @@ def _sample(run: Run) -> Any:
     return np.concatenate(samples)
 
 
-def _distribute(
-    run: Run, spool: GroupSpool, tally: RegionTally, groups: Any, first: int, located: LocatedPoints
-) -> None:
-    """Put a batch's points into the spool by group; those without a chunk into the last, with their status."""
-    step = len(run.columns)
-    points = first + np.arange(len(located.status), dtype=np.int64) * step
-    placed = located.status == Status.OK
-    if not placed.all():
-        nowhere = ~placed
-        last = np.full(int(nowhere.sum()), groups[-1], np.int64)
-        spool.add(points[nowhere], np.full(len(last), -1, np.int64), located.status[nowhere].astype(np.int64), last)
-        points, chunks, places = points[placed], located.chunks[placed], located.places[placed]
-    else:
-        chunks, places = located.chunks, located.places
-    order = np.argsort(chunks, kind="stable")
-    ordered = chunks[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    of_chunk = groups[np.searchsorted(tally.numbers, run.volume.regions.numbers(ordered[starts]))]
-    of_point = np.repeat(of_chunk, np.diff(np.append(starts, len(ordered))))
-    spool.add(points[order], ordered, places[order], of_point)
-
-
-def _write_groups(run: Run, spool: GroupSpool, count: int) -> dict[str, Any]:
-    chunks = np.zeros(count, np.int64)
-    points = np.zeros(count, np.int64)
-    for group in range(count):
-        jobs = order_by_chunk(*spool.take(group), run.volume.regions)
+def _write_groups(run: Run, spool: RunSpool, count: int, board: ProgressBoard) -> dict[str, Any]:
+    def write(group: int) -> tuple[int, int]:
+        jobs = merge_jobs(list(spool.take(group)), run.volume.regions)
         with run.folder.new_file(f"plan/chunks-{group:03d}.parquet") as path:
             write_columns(path, {CHUNK: jobs.chunks, REGION: jobs.regions, COUNT: np.diff(jobs.first)})
         with run.folder.new_file(f"plan/points-{group:03d}.parquet") as path:
-            write_columns(path, {POINT: jobs.points, PLACE: jobs.places.astype(np.uint32)})
-        chunks[group], points[group] = len(jobs.chunks), len(jobs.points)
-    nowhere, _, status = spool.take(count)
-    with run.folder.new_file("plan/unplaced.parquet") as path:
-        write_columns(path, {POINT: nowhere, STATUS: status.astype(np.uint8)})
+            write_columns(path, {POINT: jobs.points, PLACE: jobs.places})
+        return len(jobs.chunks), len(jobs.points)
+
+    largest = max(map(spool.count, range(count)), default=0)
+    threads = max(1, min(count_threads(), count, _MERGED_POINTS // max(largest, 1)))
+    chunks = np.zeros(count, np.int64)
+    points = np.zeros(count, np.int64)
+    for group, written in enumerate(map_in_order(write, range(count), threads)):
+        chunks[group], points[group] = written
+        board.add("plan", 0, int(points[group]), 0)
     with run.folder.new_file("plan/groups.parquet") as path:
         write_columns(path, {GROUP: np.arange(count), CHUNKS: chunks, COUNT: points})
-    return {"groups": count, "chunks": int(chunks.sum()), "chunks_of_group": chunks.tolist(),
-            "unplaced": len(nowhere)}
+    return {"groups": count, "chunks": int(chunks.sum()), "chunks_of_group": chunks.tolist()}
+
+
+def _write_unplaced(run: Run, spool: RunSpool, board: ProgressBoard) -> int:
+    spool.cut(np.zeros(1, np.int64))
+    points = np.empty(spool.count(0), np.int64)
+    status = np.empty(len(points), np.uint8)
+    done = 0
+    for part in spool.take(0):
+        block = slice(done, done + len(part.words))
+        points[block] = part.words >> np.uint64(32)
+        points[block] += part.first
+        status[block] = part.words.astype(np.uint8)
+        done = block.stop
+    with run.folder.new_file("plan/unplaced.parquet") as path:
+        write_columns(path, {POINT: points, STATUS: status})
+    board.add("plan", 0, len(points), 0)
+    return len(points)

@@ -10,7 +10,7 @@ from voxelprobe.run.groups import read_decoded, read_fetched
 from voxelprobe.run.manifests import Manifest
 from voxelprobe.run.progress import format_bytes, format_seconds
 from voxelprobe.run.result import Result
-from voxelprobe.run.roots import read_resolved
+from voxelprobe.run.root_files import read_resolved
 from voxelprobe.run.spec import Run
 
 REPORT = "report.json"

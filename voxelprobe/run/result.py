@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from voxelprobe.arrays import to_arrow
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.points import check_output_suffix, open_writer
 from voxelprobe.records import STATUS_LABELS, Status, label_columns, root_column, status_column, supervoxel_column
 from voxelprobe.run.progress import ProgressBoard
-from voxelprobe.run.roots import RootsAt
+from voxelprobe.run.root_files import RootsAt
 from voxelprobe.run.spec import Run
+from voxelprobe.run.values import PointValues, RowCutter
 from voxelprobe.storage import Folder
 
 if TYPE_CHECKING:
@@ -24,24 +28,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = b"voxelprobe"
 
-
-@dataclass(frozen=True, slots=True)
-class PointValues:
-    """What was found for all points, by point number.
-
-    Attributes
-    ----------
-    labels
-        Shape (n, channels).
-    status
-        Shape (n,), values of `Status`.
-    roots
-        Shape (n,), or None without a graph.
-    """
-
-    labels: npt.NDArray[Any]
-    status: npt.NDArray[np.uint8]
-    roots: npt.NDArray[np.uint64] | None
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +97,34 @@ class Result:
                 raise UnsupportedError(f"output {self.name}: CSV can't hold the column {nested[0]} "
                                        f"({schema.field(nested[0]).type}); choose an output that ends in .parquet")
 
-    def write(self, path: Path, values: PointValues, board: ProgressBoard) -> None:
-        """Write the user's rows with the values beside them to a local path."""
+    def write(self, path: Path, values: Iterator[PointValues], board: ProgressBoard) -> None:
+        """Write the user's rows with the values of their points, which come in order, beside them to a local path."""
         import pyarrow as pa
 
         source = self.run.table.schema
         metadata = {**(source.metadata or {}), METADATA_KEY: json.dumps(self.provenance, sort_keys=True).encode()}
         schema = pa.schema([*source, *self.added_fields()]).with_metadata(metadata)
-        prefixes = len(self.run.columns)
-        board.expect("merge", 0, len(values.status) // prefixes)
-        first = 0
-        with open_writer(path, schema, check_output_suffix(self.name)) as writer:
-            for batch in self.run.table.batches():
-                arrays: list[pa.Array[Any]] = list(batch.columns)
-                stop = first + batch.num_rows
-                for prefix in range(prefixes):
-                    arrays += _as_arrays(values, slice(first * prefixes + prefix, stop * prefixes, prefixes))
-                writer.write(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        board.expect("merge", 0, self.run.table.num_rows)
+        with (
+            open_writer(path, schema, check_output_suffix(self.name)) as writer,
+            closing(_ahead(self._batches(schema, values))) as batches,
+        ):
+            for batch in batches:
+                writer.write(batch)
                 board.add("merge", 0, batch.num_rows, 0)
-                first = stop
+
+    def _batches(self, schema: pa.Schema, values: Iterator[PointValues]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the result."""
+        import pyarrow as pa
+
+        prefixes = len(self.run.columns)
+        cutter = RowCutter(values)
+        for batch in self.run.table.batches():
+            found = cutter.take(batch.num_rows * prefixes)
+            arrays: list[Any] = list(batch.columns)
+            for prefix in range(prefixes):
+                arrays += _as_arrays(found.part(slice(prefix, None, prefixes)))
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def open_result(run: Run, output: str | None, roots: RootsAt | None) -> Result:
@@ -143,15 +139,37 @@ def open_result(run: Run, output: str | None, roots: RootsAt | None) -> Result:
     return Result(run, folder, name, roots)
 
 
-def _as_arrays(values: PointValues, points: slice) -> list[Any]:
+def _ahead(items: Iterator[_Item]) -> Generator[_Item]:
+    """Yield the items; each is made in a thread while the one before it is in use, so that there are two at most.
+
+    Reading a batch and writing one are half of the work each, and Arrow does both without the interpreter's lock.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
+
+
+def _as_arrays(values: PointValues) -> list[Any]:
     """Return the added columns for some points: null where nothing was read."""
     import pyarrow as pa
 
-    states = values.status[points]
-    # A supervoxel without a root was read all the same.
-    unread = (states != Status.OK) & (states != Status.NO_ROOT)
-    arrays = [pa.array(np.ascontiguousarray(values.labels[points, channel]), mask=unread)
-              for channel in range(values.labels.shape[1])]
+    states = np.ascontiguousarray(values.status)
+    unread = unrooted = None
+    if states.any():
+        unrooted = states != Status.OK
+        # A supervoxel without a root was read all the same.
+        unread = unrooted & (states != Status.NO_ROOT)
+    arrays = [to_arrow(channel, unread) for channel in values.labels]
     if values.roots is not None:
-        arrays.append(pa.array(np.ascontiguousarray(values.roots[points]), mask=states != Status.OK))
-    return [*arrays, pa.DictionaryArray.from_arrays(states.astype(np.int8), pa.array(STATUS_LABELS))]
+        arrays.append(to_arrow(values.roots, unrooted))
+    return [*arrays, pa.DictionaryArray.from_arrays(to_arrow(states.view(np.int8)), _words(STATUS_LABELS))]
+
+
+def _words(words: list[str]) -> Any:
+    """Return texts as an Arrow array without loading pandas, as `pyarrow.array` would."""
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, words)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(words), pa.py_buffer(ends.data), pa.py_buffer("".join(words).encode()))

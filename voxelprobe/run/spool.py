@@ -1,7 +1,10 @@
-"""Located points on their way into groups: in memory while they are few, else appended to a file a group."""
+"""Sorted runs of points on their way into groups: in memory while they are few, else in one file."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +13,109 @@ import numpy.typing as npt
 
 from voxelprobe.arrays import Int64
 from voxelprobe.errors import TransportError
+from voxelprobe.ordering import PointRun
 
-RECORD = np.dtype([("chunk", "<i8"), ("point", "<i8"), ("place", "<u4")])
-MEMORY_POINTS = 16 << 20
+MEMORY_BYTES = 256 << 20
 
 
-class GroupSpool:
-    """Points by group. The folder is created when it is needed; who made the spool deletes it."""
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An array of shape (n,) in the file."""
 
-    def __init__(self, folder: Path, groups: int, *, memory_points: int = MEMORY_POINTS) -> None:
-        self._folder = folder
-        self._memory_points = memory_points
-        self._held: list[list[npt.NDArray[Any]]] = [[] for _ in range(groups)]
-        self._count = 0
+    offset: int
+    dtype: np.dtype[Any]
+    count: int
 
-    def add(self, points: Int64, chunks: Int64, places: Int64, groups: Int64) -> None:
-        """Take points, all shape (n,), with their group each."""
-        # 16-bit numbers are sorted by radix; there are at most 256 groups.
-        order = np.argsort(groups.astype(np.uint16), kind="stable")
-        records = np.empty(len(points), RECORD)
-        records["chunk"], records["point"], records["place"] = chunks[order], points[order], places[order]
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=len(self._held)))])
-        for group in np.flatnonzero(np.diff(bounds)).tolist():
-            self._held[group].append(records[bounds[group] : bounds[group + 1]])
-        self._count += len(points)
-        if self._count > self._memory_points:
+
+_Column = npt.NDArray[Any] | _Stored
+
+
+class RunSpool:
+    """Runs of points, of which a group is a slice each. Who made the spool deletes its folder, made when needed.
+
+    Any number of threads may `take`, after everything was added and cut.
+    """
+
+    def __init__(self, folder: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._path = folder / "points.runs"
+        self._memory_bytes = memory_bytes
+        self._firsts: list[int] = []
+        # regions, cells, counts and words of each run
+        self._runs: list[tuple[_Column, ...]] = []
+        self._held = 0
+        self._written = 0
+        self._file: int | None = None
+        # For each run, where each group begins among its chunks and among its points.
+        self._bounds: list[tuple[list[int], list[int]]] = []
+
+    def add(self, run: PointRun) -> None:
+        """Take a run; runs are added in the table's order."""
+        columns = (run.regions, run.cells, run.counts, run.words)
+        self._firsts.append(run.first)
+        self._runs.append(columns)
+        self._held += sum(column.nbytes for column in columns)
+        if self._held > self._memory_bytes:
             self._flush()
 
-    def take(self, group: int) -> tuple[Int64, Int64, Int64]:
-        """Return and forget a group's points, chunks and places, each shape (n,), in the order they were added."""
-        parts = self._held[group]
-        path = self._path(group)
-        if path.exists():
-            parts = [np.fromfile(path, RECORD), *parts]
-            path.unlink()
-        self._held[group] = []
-        records = np.concatenate(parts) if parts else np.empty(0, RECORD)
-        return records["point"].copy(), records["chunk"].copy(), records["place"].astype(np.int64)
+    def cut(self, begins: Int64) -> None:
+        """Cut the runs into groups: group i begins with region `begins[i]`, ascending."""
+        self._bounds = []
+        for regions, _, counts, _ in self._runs:
+            at = np.searchsorted(self._read(regions), begins)
+            at[0] = 0
+            points = np.append(0, np.cumsum(self._read(counts), dtype=np.int64))
+            self._bounds.append(([*at.tolist(), len(points) - 1], [*points[at].tolist(), int(points[-1])]))
+
+    def count(self, group: int) -> int:
+        """Return how many points a group has."""
+        return sum(points[group + 1] - points[group] for _, points in self._bounds)
+
+    def take(self, group: int) -> Iterator[PointRun]:
+        """Yield a group's part of each run that has one."""
+        for first, columns, (chunks, points) in zip(self._firsts, self._runs, self._bounds, strict=True):
+            of_chunks = slice(chunks[group], chunks[group + 1])
+            if of_chunks.start < of_chunks.stop:
+                regions, cells, counts = (self._read(column, of_chunks) for column in columns[:3])
+                words = self._read(columns[3], slice(points[group], points[group + 1]))
+                yield PointRun(first, regions, cells, counts, words)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _read(self, column: _Column, part: slice = slice(None)) -> npt.NDArray[Any]:
+        if isinstance(column, np.ndarray):
+            return column[part]
+        begin, end, _ = part.indices(column.count)
+        values = np.empty(end - begin, column.dtype)
+        assert self._file is not None
+        content = values.view(np.uint8).data
+        offset = column.offset + begin * column.dtype.itemsize
+        while content:
+            if not (count := os.preadv(self._file, [content], offset)):
+                raise TransportError(f"{self._path}: expected {len(content)} bytes at {offset}, found its end")
+            content, offset = content[count:], offset + count
+        return values
 
     def _flush(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for group, parts in enumerate(self._held):
-                if parts:
-                    with open(self._path(group), "ab") as file:
-                        for part in parts:
-                            file.write(part.tobytes())
-                    self._held[group] = []
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._runs = [tuple(self._write(column) for column in columns) for columns in self._runs]
         except OSError as error:
-            raise TransportError(f"{self._folder}: can't be written: {error.strerror or error}") from error
-        self._count = 0
+            raise TransportError(f"{self._path.parent}: can't be written: {error.strerror or error}") from error
+        self._held = 0
 
-    def _path(self, group: int) -> Path:
-        return self._folder / f"group-{group:03d}.points"
+    def _write(self, column: _Column) -> _Column:
+        if isinstance(column, _Stored):
+            return column
+        assert self._file is not None
+        stored = _Stored(self._written, column.dtype, len(column))
+        content = np.ascontiguousarray(column).view(np.uint8).data
+        while content:
+            count = os.pwrite(self._file, content, self._written)
+            content, self._written = content[count:], self._written + count
+        return stored

@@ -102,7 +102,7 @@ def parse_minishard_index(payload: bytes, spec: Sharding) -> MinishardIndex:
         If `payload` contradicts the format.
     """
     if spec.minishard_index_encoding == "gzip":
-        payload = strip_compression(payload, "gzip", max_bytes=MAX_MINISHARD_INDEX_BYTES)
+        payload = bytes(strip_compression(payload, "gzip", max_bytes=MAX_MINISHARD_INDEX_BYTES))
     if len(payload) % 24:
         raise CorruptDataError(f"a minishard index has 24 bytes a chunk, found {len(payload)} bytes")
     stored = np.frombuffer(payload, "<u8").reshape(3, -1).astype(np.uint64)

@@ -9,6 +9,7 @@ from typing import Any
 
 from voxelprobe.errors import AuthorizationError, InputError, TransportError, VoxelProbeError
 from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.threads import ThreadTransfers
 
 SECRETS_HINT = (
     "credentials are looked for in ~/.cloudvolume/secrets and ~/.cloudfiles/secrets "
@@ -44,6 +45,10 @@ class CloudFilesSource:
         if answer["content"] is None:
             return None
         return StoredObject(bytes(answer["content"]), answer["compress"] or None)
+
+    def open_transfers(self, *, limit: int) -> ThreadTransfers:
+        """Return what makes up to `limit` requests at once, a thread each."""
+        return ThreadTransfers(self.fetch, limit=limit)
 
     def close(self) -> None:
         """Do nothing: cloud-files keeps its connection pools for the process."""

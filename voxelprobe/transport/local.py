@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voxelprobe.errors import AuthorizationError, TransportError
 from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.threads import ThreadTransfers
 from voxelprobe.transport.wrappers import LOCAL_SUFFIXES
 
 
@@ -35,6 +36,10 @@ class LocalSource:
                 raise RetryableError(f"{base}{suffix}: {error.strerror or error}") from error
             return StoredObject(content, encoding)
         return None
+
+    def open_transfers(self, *, limit: int) -> ThreadTransfers:
+        """Return what reads up to `limit` files at once, a thread each."""
+        return ThreadTransfers(self.fetch, limit=limit)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -1,20 +1,27 @@
-"""What a source of objects is, and what it counts."""
+"""What a source of objects is, how many requests at once are made of it, and what it counts."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from voxelprobe.errors import TransportError
+from voxelprobe.errors import TransportError, VoxelProbeError
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(NamedTuple):
     """An object, or a range of one, as it is stored: `encoding` (gzip, br, …) not undone."""
 
     content: bytes
     encoding: str | None
+
+
+class Request(NamedTuple):
+    """An object below a source's folder, or its bytes [start, end)."""
+
+    path: str
+    start: int | None = None
+    end: int | None = None
 
 
 class RetryableError(TransportError):
@@ -34,8 +41,32 @@ class RetryableError(TransportError):
         return (type(self), (str(self), self.wait_seconds))
 
 
+Outcome = StoredObject | VoxelProbeError | None
+"""What became of a request: what `Source.fetch` would return, or the error that it would raise."""
+
+
+class Transfers(Protocol):
+    """Requests under way at once. It belongs to one thread; how many there are is for that thread to bound."""
+
+    def start(self, key: Any, request: Request) -> None:
+        """Begin a request. It may be sent no earlier than in the next `wait`."""
+        ...
+
+    def wait(self, timeout_seconds: float | None) -> list[tuple[Any, Outcome]]:
+        """Return what has ended since the last call, each with its key, in no order.
+
+        If nothing has, wait for something, no longer than `timeout_seconds` (None: however long it takes; at once if
+        nothing is under way).
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up what is under way, and release threads and connections."""
+        ...
+
+
 class Source(Protocol):
-    """A folder of objects. Implementations make one attempt and may be called from several threads."""
+    """A folder of objects. Implementations make one attempt; `fetch` may be called from several threads."""
 
     url: str
 
@@ -55,6 +86,10 @@ class Source(Protocol):
         CorruptDataError
             If the bytes aren't those that the store says it sent.
         """
+        ...
+
+    def open_transfers(self, *, limit: int) -> Transfers:
+        """Return what makes up to `limit` requests at once, in the way that costs least here."""
         ...
 
     def close(self) -> None:

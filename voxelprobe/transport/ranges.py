@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from voxelprobe.arrays import Int64
+
+# The heads of a request and of its answer are as long.
+SMALL_GAP_BYTES = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,14 @@ class Span:
 
 
 def coalesce_ranges(
-    starts: Sequence[int] | Int64, ends: Sequence[int] | Int64, *, max_gap_bytes: int, max_span_bytes: int
+    starts: Sequence[int] | Int64, ends: Sequence[int] | Int64, *, max_gap_bytes: int, max_span_bytes: int,
+    max_waste: float = math.inf,
 ) -> list[Span]:
     """Return the spans to fetch for some wanted byte ranges.
 
     Every range lies in exactly one span. Neighbours share one if at most `max_gap_bytes` unwanted bytes lie between
     them and the span stays within `max_span_bytes`; only a span that is no longer than one wanted range exceeds that.
+    Beyond `SMALL_GAP_BYTES` a gap is also held against `max_waste`.
     An empty range gets an empty span for itself, since it takes no request.
 
     Parameters
@@ -49,6 +55,8 @@ def coalesce_ranges(
         How many bytes are cheaper to transfer for nothing than another request.
     max_span_bytes
         How much to hold in memory, or to lose to a broken connection, at once.
+    max_waste
+        How many unwanted bytes a span may have for each wanted one, counted up to the gap in question.
 
     Returns
     -------
@@ -71,21 +79,24 @@ def coalesce_ranges(
     order = np.lexsort((-last, first))
     spans: list[Span] = []
     members: list[int] = []
-    span_start = span_end = 0
+    span_start = span_end = unwanted = 0
     for index, start, end in zip(order.tolist(), first[order].tolist(), last[order].tolist(), strict=True):
         if start == end:
             spans.append(Span(start, end, (index,)))
             continue
         new_end = max(span_end, end)
+        gap = max(0, start - span_end)
+        worth = gap <= SMALL_GAP_BYTES or unwanted + gap <= max_waste * (new_end - span_start - unwanted - gap)
         # A range that lies inside the span joins it whatever its length: a long range may have opened it.
         if members and (new_end == span_end
-                        or (start - span_end <= max_gap_bytes and new_end - span_start <= max_span_bytes)):
+                        or (worth and gap <= max_gap_bytes and new_end - span_start <= max_span_bytes)):
             members.append(index)
             span_end = new_end
+            unwanted += gap
             continue
         if members:
             spans.append(Span(span_start, span_end, tuple(members)))
-        members, span_start, span_end = [index], start, end
+        members, span_start, span_end, unwanted = [index], start, end, 0
     if members:
         spans.append(Span(span_start, span_end, tuple(members)))
     return sorted(spans, key=lambda span: (span.start, span.end))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
-from voxelprobe.errors import CorruptDataError, TransportError
+from voxelprobe.errors import CorruptDataError, TransportError, VoxelProbeError
 from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import CloudFilesSource
 from voxelprobe.transport.http import HttpSource
 from voxelprobe.transport.local import LocalSource
-from voxelprobe.transport.protocol import RetryableError, Source, StoredObject, Traffic
+from voxelprobe.transport.protocol import Outcome, Request, RetryableError, Source, StoredObject, Traffic, Transfers
 from voxelprobe.transport.wrappers import strip_compression
 
 ATTEMPTS = 6
@@ -42,27 +45,41 @@ class RetryingSource:
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
         """Return an object or a range of it, or None; see `Source.fetch`."""
-        for attempt in range(1, self._attempts + 1):
+        for attempt in itertools.count(1):
             self.traffic.add(requests=1)
             try:
                 answer = self._source.fetch(path, start, end)
             except RetryableError as error:
-                if attempt == self._attempts:
-                    raise TransportError(f"{error} (tried {attempt} times)") from error
-                wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS)
-                # Jitter keeps many threads from coming back at the same moment.
-                wait *= random.uniform(0.5, 1.0)  # noqa: S311 (not for secrets)
-                if error.wait_seconds is not None:
-                    wait = max(wait, min(error.wait_seconds, LONGEST_WAIT_SECONDS))
-                logger.debug("%s; trying again in %.1f s", error, wait)
-                self.traffic.add(retries=1)
-                self._sleep(wait)
+                self._sleep(self.wait_after(error, attempt))
             else:
                 self.traffic.add(received=len(answer.content) if answer else 0)
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    def fetch_stripped(self, path: str, *, max_bytes: int | None = None) -> bytes | None:
+    def wait_after(self, error: RetryableError, attempt: int) -> float:
+        """Return the seconds to wait after a failed attempt, counted from 1.
+
+        Raises
+        ------
+        TransportError
+            If there are to be no more.
+        """
+        if attempt == self._attempts:
+            raise TransportError(f"{error} (tried {attempt} times)") from error
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS)
+        # Jitter keeps many requests from coming back at the same moment.
+        wait *= random.uniform(0.5, 1.0)  # noqa: S311 (not for secrets)
+        if error.wait_seconds is not None:
+            wait = max(wait, min(error.wait_seconds, LONGEST_WAIT_SECONDS))
+        logger.debug("%s; trying again in %.1f s", error, wait)
+        self.traffic.add(retries=1)
+        return wait
+
+    def open_transfers(self, *, limit: int) -> RetryingTransfers:
+        """Return what makes up to `limit` requests at once, each repeated as by `fetch`."""
+        return RetryingTransfers(self, self._source.open_transfers(limit=limit))
+
+    def fetch_stripped(self, path: str) -> bytes | None:
         """Return a whole object with its compression undone, or None if there is none.
 
         A body that contradicts its compression's checks is fetched once more: it may have been
@@ -78,7 +95,7 @@ class RetryingSource:
             if answer is None:
                 return None
             try:
-                return strip_compression(answer.content, answer.encoding, max_bytes=max_bytes)
+                return bytes(strip_compression(answer.content, answer.encoding))
             except CorruptDataError:
                 if last:
                     raise
@@ -90,8 +107,75 @@ class RetryingSource:
         self._source.close()
 
 
+class RetryingTransfers:
+    """Requests of a `RetryingSource` under way at once; one that waits for its next try counts as under way."""
+
+    def __init__(self, source: RetryingSource, transfers: Transfers) -> None:
+        self._source = source
+        self._transfers = transfers
+        self._sent = 0
+        # When, and a number that settles ties; then the key, the request, and the attempts so far.
+        self._waiting: list[tuple[float, int, Any, Request, int]] = []
+        self._numbers = itertools.count()
+
+    def start(self, key: Any, request: Request) -> None:
+        """Begin a request; see `Transfers.start`."""
+        self._send(key, request, 1)
+
+    def wait(self, timeout_seconds: float | None) -> list[tuple[Any, Outcome]]:
+        """Return what has ended for good since the last call; see `Transfers.wait`."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if self._waiting:
+                until_due = max(0.0, self._send_due() - time.monotonic())
+                left = until_due if left is None else min(left, until_due)
+            if self._waiting and not self._sent:
+                time.sleep(left or 0.0)
+            ended = self._take_ended(left)
+            idle = not self._sent and not self._waiting
+            if ended or idle or (deadline is not None and time.monotonic() >= deadline):
+                return ended
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._transfers.close()
+
+    def _send(self, key: Any, request: Request, attempt: int) -> None:
+        self._source.traffic.add(requests=1)
+        self._sent += 1
+        self._transfers.start((key, request, attempt), request)
+
+    def _send_due(self) -> float:
+        """Send again what has waited long enough, and return when the next will have."""
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, _, key, request, attempt = heapq.heappop(self._waiting)
+            self._send(key, request, attempt)
+        return self._waiting[0][0] if self._waiting else now + LONGEST_WAIT_SECONDS
+
+    def _take_ended(self, timeout_seconds: float | None) -> list[tuple[Any, Outcome]]:
+        ended: list[tuple[Any, Outcome]] = []
+        for sent, answer in self._transfers.wait(timeout_seconds):
+            self._sent -= 1
+            key, request, attempt = sent  # the key that `_send` made
+            outcome = answer
+            if isinstance(answer, RetryableError):
+                try:
+                    due = time.monotonic() + self._source.wait_after(answer, attempt)
+                except VoxelProbeError as error:
+                    outcome = error
+                else:
+                    heapq.heappush(self._waiting, (due, next(self._numbers), key, request, attempt + 1))
+                    continue
+            elif isinstance(answer, StoredObject):
+                self._source.traffic.add(received=len(answer.content))
+            ended.append((key, outcome))
+        return ended
+
+
 def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -> RetryingSource:
-    """Return the source that serves a location best.
+    """Return the source that serves a location best; where a request takes a thread, it is for at most `threads`.
 
     Raises
     ------
@@ -101,5 +185,5 @@ def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -
     if location.path is not None:
         return RetryingSource(LocalSource(location.path), attempts=attempts)
     if location.url.startswith(("http://", "https://")):
-        return RetryingSource(HttpSource(location.url, threads=threads), attempts=attempts)
+        return RetryingSource(HttpSource(location.url), attempts=attempts)
     return RetryingSource(CloudFilesSource(location.url, threads=threads), attempts=attempts)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from voxelprobe.arrays import Bool, Int64, Voxels
+from voxelprobe.arrays import Bool, Int64, UInt64, Voxels
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.sharding.locate import locate_chunks
 from voxelprobe.sharding.spec import Sharding
+from voxelprobe.volume.boxes import BLOCK, Integers, UInt32, Unsigned, divide, flatten, unravel
 from voxelprobe.volume.info import Scale, Triple
 
 # A region is what one cache file holds. Small enough to be evicted alone, large enough that opening
@@ -46,28 +49,46 @@ class ChunkGrid:
         x, y, z = (-(-s // c) for s, c in zip(self.size, self.chunk_size, strict=True))
         return (x, y, z)
 
+    def offsets(self, voxels: Int64, axis: int) -> UInt64:
+        """Return how far voxels, shape (n,), are from the volume's begin along an axis; shape (n,).
+
+        What lies before the begin wraps round, to beyond every volume's end: any int64 is inside exactly if its
+        offset is below the size.
+        """
+        return voxels.astype(np.int64, copy=False).view(np.uint64) - np.uint64(self.voxel_offset[axis] % 2**64)
+
+    def contain(self, offsets: Sequence[UInt64]) -> Bool:
+        """Return which voxels lie inside the volume, shape (n,), from their three `offsets`."""
+        inside = offsets[0] < np.uint64(self.size[0])
+        inside &= offsets[1] < np.uint64(self.size[1])
+        inside &= offsets[2] < np.uint64(self.size[2])
+        return inside
+
+    def split(self, offsets: Sequence[UInt64]) -> tuple[list[Unsigned], UInt32]:
+        """Return the chunks' three positions in the grid, and the flat places in a whole chunk (x fastest).
+
+        All of shape (n,). All `offsets` have to be inside the volume.
+        """
+        narrow = np.uint32 if max(self.size) <= 2**32 else np.uint64
+        x, y, z = (divide(axis.astype(narrow), size) for axis, size in zip(offsets, self.chunk_size, strict=True))
+        places = flatten((x[1], y[1], z[1]), self.chunk_size)
+        return [x[0], y[0], z[0]], places.astype(np.uint32, copy=False)
+
     def contains(self, voxels: Voxels) -> Bool:
         """Return which voxels, shape (n, 3), lie inside the volume; shape (n,)."""
-        begin = np.array(self.voxel_offset, np.int64)
-        end = begin + np.array(self.size, np.int64)
-        inside = (voxels >= begin) & (voxels < end)
-        return inside[:, 0] & inside[:, 1] & inside[:, 2]
+        return self.contain([self.offsets(voxels[:, axis], axis) for axis in range(3)])
 
     def locate(self, voxels: Voxels) -> tuple[Int64, Int64]:
         """Return each voxel's chunk number and its flat place in a whole chunk (x fastest), both shape (n,).
 
         All `voxels`, shape (n, 3), have to lie inside the volume.
         """
-        chunk = np.zeros(len(voxels), np.int64)
-        place = np.zeros(len(voxels), np.int64)
-        chunk_stride = place_stride = 1
-        for axis in range(3):
-            quotient, remainder = np.divmod(voxels[:, axis] - self.voxel_offset[axis], self.chunk_size[axis])
-            chunk += quotient * chunk_stride
-            place += remainder * place_stride
-            chunk_stride *= self.shape[axis]
-            place_stride *= self.chunk_size[axis]
-        return chunk, place
+        positions, places = self.split([self.offsets(voxels[:, axis], axis) for axis in range(3)])
+        return self.chunk_numbers(positions).astype(np.int64, copy=False), places.astype(np.int64)
+
+    def chunk_numbers(self, positions: Sequence[Unsigned]) -> Unsigned:
+        """Return the numbers of the chunks at three positions, shape (n,) each, in the smallest type that fits."""
+        return flatten(positions, self.shape)
 
     def positions(self, chunks: Int64) -> Voxels:
         """Return the grid places (n, 3) of chunk numbers (n,)."""
@@ -119,26 +140,69 @@ class Regions:
         excess = -(-chunks_a_shard // MAX_CHUNKS_OF_SHARD_REGION)
         return cls(grid, spec, (1, 1, 1), min(max(excess - 1, 0).bit_length(), spec.minishard_bits))
 
-    def numbers(self, chunks: Int64) -> Int64:
+    def numbers(self, chunks: Integers) -> Int64:
         """Return the region number of each chunk number; both shape (n,)."""
-        positions = self.grid.positions(chunks)
+        if self.sharding is not None and math.prod(self.grid.shape) <= len(chunks):
+            return _numbers_of_all(self)[chunks]
+        return self._compute_numbers(chunks)
+
+    def cells(self, positions: Sequence[Unsigned]) -> tuple[Unsigned | None, Unsigned]:
+        """Return the region number and the cell of the chunks at three positions, shape (n,) each.
+
+        A cell tells the chunks of a region apart, and sorts them as chunk numbers do. Sharded, it is the chunk's
+        number, and the regions are None: `numbers` finds them for many points at a time.
+        """
+        if self.sharding is not None:
+            return None, self.grid.chunk_numbers(positions)
+        x, y, z = (divide(axis, size) for axis, size in zip(positions, self.block, strict=True))
+        return flatten((x[0], y[0], z[0]), self._blocks), flatten((x[1], y[1], z[1]), self.block)
+
+    def chunks(self, regions: Integers, cells: Integers) -> Int64:
+        """Return the chunk numbers of `cells` of `regions`; all shape (n,)."""
+        if self.sharding is not None:
+            return cells.astype(np.int64)
+        begins = unravel(regions, self._blocks) * np.array(self.block, np.int64)
+        x, y, z = (begins + unravel(cells, self.block)).T
+        numbers: Int64 = x + self.grid.shape[0] * (y + self.grid.shape[1] * z)
+        return numbers
+
+    def capacity(self) -> int:
+        """Return how many chunks a region has at most; with a hash, about how many."""
         if self.sharding is None:
-            blocks = [-(-s // b) for s, b in zip(self.grid.shape, self.block, strict=True)]
-            x, y, z = (positions[:, axis] // self.block[axis] for axis in range(3))
-            numbers: Int64 = x + blocks[0] * (y + blocks[1] * z)
-            return numbers
-        where = locate_chunks(positions, self.grid.shape, self.sharding)
-        cut = np.uint64(self.cut_bits)
-        kept = np.uint64(self.sharding.minishard_bits - self.cut_bits)
-        return ((where.shards << cut) | (where.minishards >> kept)).astype(np.int64)
+            return math.prod(self.block)
+        chunks, spec = math.prod(self.grid.shape), self.sharding
+        region_bits = spec.shard_bits + self.cut_bits
+        if spec.hash != "identity":
+            return -(-chunks // (1 << region_bits))
+        # The bits of a chunk's id that its region doesn't tell: those below the region's, and those above.
+        id_bits = sum((size - 1).bit_length() for size in self.grid.shape)
+        below = min(spec.preshift_bits + spec.minishard_bits - self.cut_bits, id_bits)
+        return min(chunks, 1 << (below + max(id_bits - below - region_bits, 0)))
+
+    @property
+    def _blocks(self) -> Triple:
+        x, y, z = (-(-s // b) for s, b in zip(self.grid.shape, self.block, strict=True))
+        return (x, y, z)
+
+    def _compute_numbers(self, chunks: Integers) -> Int64:
+        numbers = np.empty(len(chunks), np.int64)
+        for start in range(0, len(chunks), BLOCK):
+            positions = self.grid.positions(chunks[start : start + BLOCK])
+            if self.sharding is None:
+                x, y, z = (divide(positions[:, axis], self.block[axis])[0] for axis in range(3))
+                numbers[start : start + BLOCK] = x + self._blocks[0] * (y + self._blocks[1] * z)
+                continue
+            where = locate_chunks(positions, self.grid.shape, self.sharding)
+            cut = np.uint64(self.cut_bits)
+            kept = np.uint64(self.sharding.minishard_bits - self.cut_bits)
+            numbers[start : start + BLOCK] = ((where.shards << cut) | (where.minishards >> kept)).view(np.int64)
+        return numbers
 
 
-def unravel(numbers: Int64, shape: Triple) -> Voxels:
-    """Return (n, 3) places x y z for flat numbers (n,) in a box of `shape`, x fastest."""
-    places = np.empty((len(numbers), 3), np.int64)
-    rest, places[:, 0] = np.divmod(numbers, shape[0])
-    places[:, 2], places[:, 1] = np.divmod(rest, shape[1])
-    return places
+@functools.lru_cache(maxsize=2)
+def _numbers_of_all(regions: Regions) -> Int64:
+    """Return the region number of every chunk of the grid."""
+    return regions._compute_numbers(np.arange(math.prod(regions.grid.shape)))
 
 
 def _block_shape(shape: Triple) -> Triple:
