@@ -178,7 +178,7 @@ def test_pages_are_as_large_as_the_first_chunks_are_worth(tmp_path, sizes, page)
         assert int.from_bytes(path.read_bytes()[16:18], "big") % 65_535 == page % 65_535
     later = {1000: plain(b"x"), 1001: plain(bytes(300_000))}
     cache.write(1, later)
-    assert cache.read(1, [0, 1000, 1001]) == later | {0: plain(bytes(size)) for size in sizes[:1]}
+    assert cache.read(1, [0, 1000, 1001]) == later | dict(enumerate(plain(bytes(size)) for size in sizes[:1]))
 
 
 def test_a_byte_is_written_once(tmp_path):
