@@ -1,6 +1,6 @@
 """What reading K points of a chunk costs, against decoding all of it: `python benchmarks/crossovers.py`.
 
-Prints microseconds a chunk, all measured in one run, and the ratio full decode / points: above 1, points are cheaper.
+Prints microseconds of CPU a chunk and the ratio points / (full decode + indexing), the two measured by turns.
 For compressed_segmentation the loop and numpy are also shown apart, which is where `_FEW_LABELS` comes from; for
 crackle and compresso what the packages' own partial reads take, without the checks.
 
@@ -25,8 +25,8 @@ import numpy as np
 from voxelprobe.codecs import compressed_segmentation, load_reader
 from voxelprobe.codecs.protocol import ChunkLayout
 
-SHAPES = ((128, 128, 32), (256, 256, 64))
-NUMBERS = (1, 10, 30, 100, 1000, 10000)
+SHAPES = ((128, 128, 32), (128, 128, 64), (256, 256, 64))
+NUMBERS = (1, 10, 30, 100, 2000, 20000)
 BLOCK_SIZE = (8, 8, 8)
 
 
@@ -57,16 +57,16 @@ def load_chunk(shape: tuple[int, ...]) -> np.ndarray:
     return np.asfortranarray(whole[tuple(slice(size) for size in shape)].astype(np.uint64))
 
 
-def time_call(function: Callable[[], object], seconds: float = 0.15) -> float:
-    """Return the best of many calls in microseconds."""
-    best, end = np.inf, time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        function()
-        now = time.perf_counter()
-        best = min(best, now - start)
-        if now > end:
-            return best * 1e6
+def time_by_turns(*functions: Callable[[], object], seconds: float = 0.3) -> list[float]:
+    """Return the best of many calls of each in microseconds of CPU."""
+    best = [np.inf] * len(functions)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for i, function in enumerate(functions):
+            start = time.process_time()
+            function()
+            best[i] = min(best[i], time.process_time() - start)
+    return [spent * 1e6 for spent in best]
 
 
 def read_by_loop(payload: bytes, layout: ChunkLayout, voxels: np.ndarray) -> np.ndarray:
@@ -89,6 +89,10 @@ def read_by_compresso(payload: bytes, layout: ChunkLayout, voxels: np.ndarray) -
     return labels
 
 
+def decode_and_index(decode: Callable[[bytes], np.ndarray], payload: bytes, voxels: np.ndarray) -> np.ndarray:
+    return decode(payload)[tuple(voxels.T)]
+
+
 def list_encodings(array: np.ndarray) -> dict[str, tuple[bytes, Callable[[bytes], np.ndarray]]]:
     """Return for each encoding the chunk encoded, and its full decode by the usual package."""
     shape = array.shape
@@ -106,14 +110,18 @@ def list_encodings(array: np.ndarray) -> dict[str, tuple[bytes, Callable[[bytes]
     }
 
 
-def time_reads(read: Callable[..., np.ndarray], payload: bytes, array: np.ndarray) -> list[float]:
-    """Return what the points of `NUMBERS` take, in microseconds, after their labels were compared."""
+def time_reads(
+    reads: list[Callable[..., np.ndarray]], decode: Callable[[bytes], np.ndarray], payload: bytes, array: np.ndarray
+) -> list[list[float]]:
+    """Return what the points of `NUMBERS` take by each way and by a full decode, after their labels were compared."""
     layout = ChunkLayout(array.shape, 1, array.dtype, BLOCK_SIZE)
     spent = []
     for number in NUMBERS:
         voxels = np.random.default_rng(number).integers(0, array.shape, (number, 3))
-        assert np.array_equal(np.asarray(read(payload, layout, voxels)).ravel(), array[tuple(voxels.T)])
-        spent.append(time_call(partial(read, payload, layout, voxels)))
+        for read in reads:
+            assert np.array_equal(np.asarray(read(payload, layout, voxels)).ravel(), array[tuple(voxels.T)])
+        ways = [partial(read, payload, layout, voxels) for read in reads]
+        spent.append(time_by_turns(*ways, partial(decode_and_index, decode, payload, voxels)))
     return spent
 
 
@@ -128,13 +136,13 @@ def main() -> int:
         print(f"\n{' x '.join(map(str, shape))}, {len(np.unique(array))} labels; microseconds a chunk")
         print(f"{'':26}" + "".join(f"{f'K={number}':>17}" for number in NUMBERS))
         for encoding, (payload, decode) in list_encodings(array).items():
-            full = time_call(partial(decode, payload))
             rows = {encoding: load_reader(encoding, "here").read_points}
             rows |= {f"  {name}": read for name, read in parts.get(encoding, {}).items()}
-            for name, read in rows.items():
-                cells = [f"{spent:9.1f} {full / spent:6.1f}x" for spent in time_reads(read, payload, array)]
+            spent = time_reads(list(rows.values()), decode, payload, array)
+            for i, name in enumerate((*rows, "  full decode")):
+                cells = [f"{times[i]:9.1f} {times[i] / times[-1]:6.3f}x" for times in spent]
                 print(f"{name:26}" + "".join(cells))
-            print(f"{'  full decode':26}{full:9.1f}   ({len(payload)} bytes)")
+            print(f"{'  encoded':26}{len(payload):9} bytes")
     return 0
 
 

@@ -94,6 +94,38 @@ def test_every_truncation_of_other_kinds(kind):
         assert isinstance(outcome, CorruptDataError), outcome
 
 
+@pytest.mark.parametrize("section", [0, 1])
+@pytest.mark.parametrize(("more", "less"), [(2, None), (2, 4), (5, 3)])
+def test_index_that_contradicts_the_slices(section, more, less):
+    """Where all slices are read, a label or location too many in a slice, and one too few in another, is noticed."""
+    payload = bytearray(compress(make_segments(LAYOUT, 1)))
+    index = np.frombuffer(payload, "<u2", offset=len(payload) - 28).reshape(2, 7)
+    index[section, more] += 1
+    if less is not None:
+        index[section, less] -= 1
+    with pytest.raises(CorruptDataError, match="compresso"):
+        compresso.read_points(bytes(payload), LAYOUT, every_voxel(LAYOUT.shape))
+
+
+def test_parts_of_a_chunk(monkeypatch):
+    """A chunk that is decoded in parts reads the same, whichever slices are asked for."""
+    monkeypatch.setattr(compresso, "_VOXELS_AT_ONCE", 2 * 23 * 19)
+    array = make_segments(LAYOUT)
+    voxels = every_voxel(LAYOUT.shape)
+    for some in (voxels, voxels[::-7], voxels[voxels[:, 2] % 3 == 1]):
+        assert np.array_equal(compresso.read_points(compress(array), LAYOUT, some), array[tuple(some.T)])
+
+
+def test_many_numbers():
+    """A chunk of more components than two bytes can number reads as it was written."""
+    layout = ChunkLayout((160, 150, 30), 1, np.dtype("<u8"))
+    array = np.asfortranarray(np.random.default_rng(0).integers(0, 2**63, layout.shape, np.uint64))
+    voxels = np.random.default_rng(1).integers(0, layout.shape, (5000, 3))
+    payload = package.compress(array)
+    assert sum(struct.unpack_from("<Q", payload, at)[0] for at in (15, 27)) > 2**16
+    assert np.array_equal(compresso.read_points(payload, layout, voxels)[:, 0], array[tuple(voxels.T)])
+
+
 def test_size_that_contradicts_the_layout():
     """A chunk that claims 2^48 voxels, or 2^63 labels, is refused before anything of that size is made."""
     payload = bytearray(compress(make_segments(LAYOUT)))

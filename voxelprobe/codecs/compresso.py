@@ -1,4 +1,4 @@
-"""Points of `compresso` chunks, of which only the z slices needed are decoded.
+"""Points of `compresso` chunks, of which the z slices needed are decoded, together in one pass.
 
 Format: https://github.com/seung-lab/compresso#compresso-stream-format
 header | labels | window values | locations | windows, run-length coded | index of the slices (format 1). Windows say
@@ -9,7 +9,8 @@ There are no checksums, and the package writes and reads outside its arrays when
 they are compared here first: their sizes, the runs, the windows' references, the index, and the number of locations
 with that of undecided voxels. Then the package decodes small streams made of the slices needed, in which each
 component and each label among the locations has its own number, so that components without a label show. The labels are
-looked up by the numbers. What is left undetected is damage that leaves a consistent stream, above all a flipped label.
+looked up by the numbers. What is left undetected is damage that leaves a consistent stream, above all a flipped label;
+and where not all slices are needed, an index that has the sections of a slice begin elsewhere, with its counts right.
 
 Limits: one channel; unsigned integers. `ISOLATED` since the checks are ours and the package's writing isn't.
 """
@@ -32,12 +33,13 @@ ISOLATED = True
 
 _HEADER = struct.Struct("<4sBBHHHBBBQIQB")
 # Of locations: below the escape they are directions, from the first label on labels.
-_ESCAPE, _FIRST_LABEL = 6, 7
+_SLICE_ABOVE, _ESCAPE, _FIRST_LABEL = 4, 6, 7
 # Numbers past the last component's: were there more components than labels, the largest number would tell.
 _SPARE_NUMBERS = 1024
-# More slices at once only take more memory. Measured on a chunk of pinky40: all 64 slices take 64 ms at once, 27 ms in
-# sixteens; the package's full decode takes 25 to 33 ms (benchmarks/crossovers.py).
-_SLICES_AT_ONCE = 16
+# Slices are decoded in parts of so many voxels, 10 to 20 bytes each: parts of a quarter million take 8 to 17 % longer.
+_VOXELS_AT_ONCE = 1 << 22
+# Up to here, the windows of each slice are expanded alone, above those of all slices between the first and the last.
+_FEW_SLICES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,120 +84,154 @@ def read_points(payload: bytes, layout: ChunkLayout, voxels: Voxels) -> Labels:
     if len(voxels) == 0:
         return np.empty((0, 1), layout.dtype)
     x, y, z = voxels.T
-    if stream.label_ends is None or stream.location_ends is None or stream.step[2] != 1:
-        windows = _expand_runs(stream, 0, int(stream.run_ends[-1]))
-        table, numbers = _decode_numbers(stream, windows, stream.labels, stream.locations)
+    sx, sy, sz = layout.shape
+    if stream.label_ends is None or stream.step[2] != 1:
+        table, numbers = _decode_numbers(stream, np.arange(sz))
         return np.asarray(table[numbers[x, y, z]]).reshape(-1, 1)
-    is_needed = np.zeros(layout.shape[2], np.bool_)
+    is_needed = np.zeros(sz, np.bool_)
     is_needed[z] = True
-    slices = np.flatnonzero(is_needed).tolist()
+    slices = np.flatnonzero(is_needed)
     rank = (np.cumsum(is_needed) - 1)[z]
-    per_slice = int(stream.run_ends[-1]) // layout.shape[2]
     found = np.empty((len(voxels), 1), layout.dtype)
-    for begin in range(0, len(slices), _SLICES_AT_ONCE):
-        some = slices[begin:begin + _SLICES_AT_ONCE]
-        table, numbers = _decode_numbers(
-            stream,
-            np.concatenate([_expand_runs(stream, i * per_slice, (i + 1) * per_slice) for i in some]),
-            np.concatenate([_take_slice(stream.labels, stream.label_ends, i) for i in some]),
-            np.concatenate([_take_slice(stream.locations, stream.location_ends, i) for i in some]),
-        )
-        here = np.flatnonzero((rank >= begin) & (rank < begin + len(some)))
+    at_once = max(1, _VOXELS_AT_ONCE // (sx * sy))
+    for begin in range(0, len(slices), at_once):
+        some = slices[begin:begin + at_once]
+        table, numbers = _decode_numbers(stream, some)
+        here = np.flatnonzero((rank >= begin) & (rank < begin + len(some))) if len(some) < len(slices) else slice(None)
         found[here, 0] = table[numbers[x[here], y[here], rank[here] - begin]]
     return found
 
 
-def _decode_numbers(
-    stream: _Stream, windows: Int64, labels: Labels, locations: Labels
-) -> tuple[Labels, np.ndarray[Any, Any]]:
-    """Return the labels by number, and each voxel's number of shape (x, y, slices), from parts of the sections."""
-    is_boundary = _unpack_windows(stream, windows)
-    is_open = is_boundary.copy()  # the boundary voxels that no neighbour before them decides
-    is_open[:, :, 1:] &= is_boundary[:, :, :-1]
-    is_open[:, 1:] &= is_boundary[:, :-1]
-    if stream.connectivity == 6:
-        is_open[1:] &= is_boundary[:-1]
+def _decode_numbers(stream: _Stream, slices: Int64) -> tuple[Labels, np.ndarray[Any, Any]]:
+    """Return the labels by number, and each voxel's number of shape (x, y, slices); slices ascend."""
+    labels, label_ends = _take_slices(stream.labels, stream.label_ends, slices)
+    locations, location_ends = _take_slices(stream.locations, stream.location_ends, slices)
+    windows = _expand_runs(stream, slices)
     # A location is a direction, a label + 7, or 6 and then a label that is too large to add 7 to.
-    is_escape = locations == _ESCAPE
-    is_escaped = np.concatenate(([False], is_escape))[:-1]
-    largest_direct = np.iinfo(labels.dtype).max - _FIRST_LABEL
-    undecided = np.flatnonzero(is_open)
-    found, expected = len(locations) - int(is_escape.sum()), len(undecided)
-    if found != expected or is_escape[-1:].any() or (locations[is_escaped] <= largest_direct).any():
-        raise CorruptDataError(f"compresso: {expected} boundary voxels need a location, found {found} in "
-                               f"{len(locations)} values")
-    # Numbers begin at 1: first those of the labels among the locations, then those of the components.
     is_label = locations >= _FIRST_LABEL
-    stored = np.where(is_escaped, locations, locations - labels.dtype.type(_FIRST_LABEL))[is_label]
+    stored = locations[is_label]
+    stored -= _FIRST_LABEL
+    # Numbers begin at 1: first those of the labels among the locations, then those of the components.
+    first = 1 + len(stored)
+    end = first + len(labels)
+    dtype = np.dtype("<u2" if end + _SPARE_NUMBERS + _FIRST_LABEL < 1 << 16 else "<u4")
+    codes = locations.astype(dtype)
+    codes[is_label] = np.arange(1 + _FIRST_LABEL, first + _FIRST_LABEL, dtype=dtype)
+    is_escape = locations == _ESCAPE
+    if is_escape.any():
+        escaped = np.flatnonzero(is_escape) + 1
+        if escaped[-1] == len(locations) or (locations[escaped] <= np.iinfo(labels.dtype).max - _FIRST_LABEL).any():
+            raise CorruptDataError("compresso: a location says that a large label follows, and none does")
+        stored[codes[escaped] - (1 + _FIRST_LABEL)] += labels.dtype.type(_FIRST_LABEL)
+        codes = codes[~is_escape]
+        location_ends = location_ends - np.searchsorted(escaped - 1, location_ends)
     table = np.concatenate((np.zeros(1, labels.dtype), stored, labels))
-    codes = locations.astype("<u4")
-    codes[is_label] = np.arange(len(stored)) + (1 + _FIRST_LABEL)
-    codes = codes[~is_escape]
-    _check_directions(codes, undecided, is_boundary.shape, may_leave_slice=stream.label_ends is None)
+    _check_locations(stream, codes, location_ends, _find_undecided(stream, windows), len(slices))
     small = b"".join((
-        _HEADER.pack(b"cpso", 0, 4, *stream.size[:2], len(is_boundary), *stream.step, len(labels) + _SPARE_NUMBERS,
-                     len(stream.window_values), found, stream.connectivity),
-        np.arange(1 + len(stored), len(table) + _SPARE_NUMBERS, dtype="<u4").tobytes(),
+        _HEADER.pack(b"cpso", 0, dtype.itemsize, *stream.size[:2], len(slices), *stream.step,
+                     len(labels) + _SPARE_NUMBERS, len(stream.window_values), len(codes), stream.connectivity),
+        np.arange(first, end + _SPARE_NUMBERS, dtype=dtype).tobytes(),
         stream.window_values.tobytes(),
         codes.tobytes(),
-        (windows << 1).astype(stream.window_values.dtype).tobytes(),
+        (stream.runs if len(slices) == stream.size[2] else windows << 1).tobytes(),
     ))
     try:
         numbers = compresso.decompress(small)
     except (compresso.DecodeError, RuntimeError, ValueError, IndexError, MemoryError) as error:
         raise CorruptDataError(f"compresso: the package can't decode the chunk: {error}") from error
-    largest = int(numbers.max())
-    if largest >= len(table) or (len(labels) and largest != len(table) - 1):
-        raise CorruptDataError(f"compresso: {max(largest - len(stored), 0)} connected components, expected the "
-                               f"{len(labels)} that there are labels for")
+    largest = numbers.T.reshape(len(slices), -1).max(axis=1).astype(np.int64)
+    if len(label_ends) < len(slices):
+        largest = largest.max(keepdims=True)
+    # A slice without components of its own shows no more than numbers of locations.
+    components = np.maximum.accumulate(np.maximum(largest - (first - 1), 0))
+    if (components != label_ends).any():
+        raise CorruptDataError(f"compresso: slices have up to {components.tolist()} connected components, expected the "
+                               f"{label_ends.tolist()} that there are labels for")
     return table, numbers
 
 
-def _check_directions(
-    codes: np.ndarray[Any, Any], undecided: Int64, shape: tuple[int, ...], *, may_leave_slice: bool
-) -> None:
-    """Make sure that no location refers to a voxel outside the chunk: shape (z, y, x), `undecided` places therein."""
-    depth, sy, sx = shape
-    which = np.flatnonzero(codes < _ESCAPE)
-    slices, inside = np.divmod(undecided[which], sy * sx)
-    y, x = np.divmod(inside, sx)
-    if not may_leave_slice:
-        depth, slices = 1, np.zeros_like(slices)
-    # Left, right, up, down, the slice above, the slice below.
-    is_there = np.stack((x > 0, x < sx - 1, y > 0, y < sy - 1, slices > 0, slices < depth - 1))
-    if not is_there[codes[which], np.arange(len(which))].all():
+def _check_locations(stream: _Stream, codes: Labels, ends: Int64, undecided: Int64, num_slices: int) -> None:
+    """Make sure that the boundary voxels that need a location have one each, and none that leaves the slices at hand.
+
+    The package checks the other directions, but not for the slice below the last.
+    """
+    area = stream.size[0] * stream.size[1]
+    step = num_slices // len(ends) * area
+    expected = np.searchsorted(undecided, np.arange(1, len(ends) + 1) * step)
+    if len(codes) != len(undecided) or (ends != expected).any():
+        raise CorruptDataError(f"compresso: {len(undecided)} boundary voxels need a location, found {len(codes)}, or "
+                               f"they are in other slices than the index has them")
+    leaves = np.flatnonzero((codes >= _SLICE_ABOVE) & (codes < _ESCAPE))
+    if stream.label_ends is None:
+        leaves = leaves[(undecided[leaves] >= (num_slices - 1) * area) & (codes[leaves] > _SLICE_ABOVE)]
+    if len(leaves):
         raise CorruptDataError("compresso: a location refers to a voxel that is not in the chunk or not in its slice")
 
 
-def _unpack_windows(stream: _Stream, windows: Int64) -> Bool:
+def _find_undecided(stream: _Stream, windows: np.ndarray[Any, Any]) -> Int64:
+    """Return the boundary voxels that no neighbour before them decides: places in an array of shape (z, y, x)."""
+    is_boundary = _unpack_windows(stream, windows)
+    is_open = is_boundary.copy()
+    is_open.ravel()[1:] &= is_boundary.ravel()[:-1]  # one long loop; rows' first voxels have no left neighbour
+    is_open[:, :, 0] = is_boundary[:, :, 0]
+    is_open[:, 1:] &= is_boundary[:, :-1]
+    if stream.connectivity == 6:
+        is_open[1:] &= is_boundary[:-1]
+    return np.flatnonzero(is_open)
+
+
+def _unpack_windows(stream: _Stream, windows: np.ndarray[Any, Any]) -> Bool:
     """Return which voxels are boundary: shape (z, y, x)."""
-    (sx, sy, _), (across, down, deep) = stream.size, stream.step
-    values = stream.window_values
+    (sx, sy, sz), (across, down, deep) = stream.size, stream.step
+    values = stream.window_values if len(stream.window_values) else np.zeros(1, stream.window_values.dtype)
     depth = len(windows) // (-(-sx // across) * -(-sy // down)) * deep
-    if len(values) == 0:
-        values = np.zeros(1, values.dtype)
-    if windows.max() >= len(values):
-        raise CorruptDataError(f"compresso: a window refers to value {windows.max()} of {len(values)}")
     bits = np.unpackbits(values.view(np.uint8).reshape(len(values), -1), axis=1, bitorder="little")
     rows = np.ascontiguousarray(bits[:, :across * down * deep])
     if across in (2, 4, 8):
         rows = rows.view(f"u{across}")  # a window's row is moved as one number
     blocks = (depth // deep, -(-sy // down), -(-sx // across))
     cells = rows.take(windows, axis=0).reshape(*blocks, deep, down, -1).transpose(0, 3, 1, 4, 2, 5)
-    grid: Bool = np.ascontiguousarray(cells).view(np.bool_).reshape(depth, blocks[1] * down, blocks[2] * across)
-    return grid[:stream.size[2], :sy, :sx]
+    grid = np.ascontiguousarray(cells).view(np.bool_).reshape(depth, blocks[1] * down, blocks[2] * across)
+    whole: Bool = np.ascontiguousarray(grid[:sz, :sy, :sx])
+    return whole
 
 
-def _expand_runs(stream: _Stream, begin: int, end: int) -> Int64:
-    """Return the window values from one window to another."""
-    first, last = np.searchsorted(stream.run_ends, (begin, end - 1), "right").tolist()
-    ends = stream.run_ends[first:last + 1].clip(max=end)
-    runs = stream.runs[first:last + 1]
-    return np.repeat(np.where(runs & 1, 0, runs >> 1).astype(np.int64), np.diff(ends, prepend=begin))
+def _expand_runs(stream: _Stream, slices: Int64) -> np.ndarray[Any, Any]:
+    """Return the windows of some slices, or of all, as indices of window values."""
+    num_windows = int(stream.run_ends[-1])
+    if len(slices) == stream.size[2]:
+        return _expand_range(stream, 0, num_windows)
+    per_slice = num_windows // stream.size[2]
+    if len(slices) <= _FEW_SLICES:
+        return np.concatenate([_expand_range(stream, z * per_slice, (z + 1) * per_slice) for z in slices.tolist()])
+    low, high = int(slices[0]), int(slices[-1]) + 1
+    return _expand_range(stream, low * per_slice, high * per_slice).reshape(-1, per_slice)[slices - low].ravel()
 
 
-def _take_slice(values: Labels, ends: Int64, z: int) -> Labels:
-    return values[ends[z - 1] if z else 0:ends[z]]
+def _expand_range(stream: _Stream, begin: int, end: int) -> np.ndarray[Any, Any]:
+    """Return the windows from one to another."""
+    first, last = np.searchsorted(stream.run_ends, (begin, end), "right").tolist()
+    runs = stream.runs[first:last]
+    is_value = (runs & 1) == 0
+    values = runs[is_value] >> 1
+    largest, num_values = int(values.max(initial=0)), max(len(stream.window_values), 1)
+    if largest >= num_values:
+        raise CorruptDataError(f"compresso: a window refers to value {largest} of {num_values}")
+    windows = np.zeros(end - begin, runs.dtype)
+    windows[stream.run_ends[first:last][is_value] - (begin + 1)] = values
+    return windows
+
+
+def _take_slices(values: Labels, ends: Int64 | None, slices: Int64) -> tuple[Labels, Int64]:
+    """Return the values of some slices, and where each one's end among them; without an index, all."""
+    if ends is None:
+        return values, np.array([len(values)])
+    if len(slices) == len(ends):
+        return values, ends
+    bounds = np.concatenate((ends[:1] - ends[:1], ends))
+    begins, stops = bounds[slices], bounds[slices + 1]
+    pieces = [values[begin:stop] for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True)]
+    return np.concatenate(pieces), np.cumsum(stops - begins)
 
 
 def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
@@ -235,7 +271,7 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
         label_ends = np.cumsum(index[0])
         # Of the locations the index has where slices begin.
         location_ends = np.append(np.cumsum(index[1])[1:], num_locations)
-        if label_ends[-1] != num_labels or index[1, 0] != 0 or location_ends.max() > num_locations:
+        if index.min() < 0 or label_ends[-1] != num_labels or index[1, 0] != 0 or location_ends.max() > num_locations:
             raise CorruptDataError(f"compresso: the index has {label_ends[-1]} labels and {location_ends.max()} "
                                    f"locations, the header {num_labels} and {num_locations}")
     return _Stream(

@@ -10,8 +10,7 @@ a small stream made of the slices needed, in which each component has its own nu
 the checksum is of; the labels are then looked up by them. An answer from format 1 is the original's, whatever was
 damaged, or a `CorruptDataError`. Format 0 has no checksums: there, damaged bytes may give wrong labels.
 
-The checks cost (benchmarks/crossovers.py): 1.3 to 3.1 times the package's `scattered_points`; against its full decode
-one point costs a 5th to a 70th, points in all slices from 1.2 times (128 x 128 x 32) to two thirds (256 x 256 x 64).
+What the checks cost is in docs/design/004-point-readers.md.
 
 A damaged crack code may make the package write outside its arrays: hence `ISOLATED`, and a worker that met a
 `CorruptDataError` must not be used further. Limits: one channel; integers; a grid of one cell a slice, as all writers
@@ -122,15 +121,16 @@ def _decode_components(
 ) -> _Components:
     """Return each voxel's component within its slice: shape (slices, x and y), as the checksums have it.
 
-    It is decoded from a stream of format 0 of just these slices, in which component i of a slice has the label i + 1: 0
-    is left to the slices that the package gave up.
+    It is decoded from a stream of format 0 of just these slices, in which component i of a slice has the label i. With
+    no checksums to hold them against, it has i + 1: 0 is left to the slices that the package gave up.
     """
     sx, sy, _ = shape
     most = int(num_components.max())
     key_dtype = _fitting_dtype(most)
+    lowest = 1 if stream.version == 0 else 0
     labels = b"".join((
         most.to_bytes(8, "little"),
-        np.arange(1, most + 1, dtype="<u4").tobytes(),
+        np.arange(lowest, most + lowest, dtype="<u4").tobytes(),
         num_components.astype(_fitting_dtype(sx * sy)).tobytes(),
         np.concatenate([np.arange(n, dtype=key_dtype) for n in num_components.tolist()]).tobytes(),
     ))
@@ -149,9 +149,10 @@ def _decode_components(
     except (codec.FormatError, RuntimeError, ValueError, IndexError, MemoryError) as error:
         raise CorruptDataError(f"crackle: the package can't decode the chunk: {error}") from error
     components = np.ascontiguousarray(decoded.T).reshape(len(slices), sx * sy)
-    if components.min() == 0:
-        raise CorruptDataError("crackle: the package can't decode the crack code of a slice")
-    components -= 1
+    if stream.version == 0:
+        if components.min() == 0:
+            raise CorruptDataError("crackle: the package can't decode the crack code of a slice")
+        components -= 1
     components.flags.writeable = False  # google_crc32c reads nothing that can change
     return components
 
