@@ -20,7 +20,6 @@ SOME = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_POINTS", 7)
     monkeypatch.setattr(blocks, "_DIFFERENT_ROWS", 3)
 
 
@@ -41,8 +40,8 @@ def test_values_come_back_by_block_and_in_order(tmp_path: Path, small_blocks, po
     numbers = np.array(points, np.int64)
     values, status = draw_values(seed, dtype, len(points)), np.arange(len(points), dtype=np.uint8)
     path = tmp_path / "labels.parquet"
-    facts = blocks.write_blocks(path, numbers, {STATUS: status, "label": values}, "label", values)
-    file = blocks.BlockFile(path, facts["blocks"], facts["different"])
+    facts = blocks.write_blocks(path, numbers, {STATUS: status, "label": values}, "label", values, size=7)
+    file = blocks.BlockFile.of_facts(path, facts)
     expected = {point: (state, value.tobytes()) for point, state, value in zip(points, status, values, strict=True)}
     found = {}
     for block in facts["blocks"]:
@@ -65,11 +64,12 @@ def test_different_values_of_all_groups_are_counted(tmp_path: Path, small_blocks
     for number, (seed, count) in enumerate(groups):
         values = np.concatenate([draw_values(seed, dtype, count), shared[: seed % 30]])
         path = tmp_path / f"{number}.parquet"
-        facts = blocks.write_blocks(path, np.arange(len(values)), {"root": values}, "root", values.reshape(-1, 1))
+        facts = blocks.write_blocks(path, np.arange(len(values)), {"root": values}, "root", values.reshape(-1, 1),
+                                    size=7)
         own = {"nan" if np.isnan(value) else value for value in values.tolist()}
         assert facts["different"] == len(own)
         everything |= own
-        streams.append(blocks.BlockFile(path, facts["blocks"], facts["different"]).read_different("root"))
+        streams.append(blocks.BlockFile.of_facts(path, facts).read_different("root"))
     assert blocks.count_different(streams) == len(everything)
 
 
@@ -107,7 +107,7 @@ def test_the_same_group_is_the_same_bytes(tmp_path: Path) -> None:
     """Labels are compared by the digest of their file."""
     points, values = np.arange(1000)[::-1], np.arange(1000, dtype=np.uint64) % 7
     for name in "ab":
-        blocks.write_blocks(tmp_path / name, points, {"label": values}, "label", values)
+        blocks.write_blocks(tmp_path / name, points, {"label": values}, "label", values, size=7)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -117,13 +117,13 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, kinds: int) -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 2**63, kinds, dtype=np.uint64)[rng.integers(0, kinds, 5000)]
     path, damaged = tmp_path / "labels.parquet", tmp_path / "damaged.parquet"
-    facts = blocks.write_blocks(path, np.arange(5000), {"label": values}, "label", values)
+    facts = blocks.write_blocks(path, np.arange(5000), {"label": values}, "label", values, size=5000)
     content = path.read_bytes()
     noticed = 0
     for at in rng.integers(0, len(content), 200).tolist():
         damaged.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
         try:
-            point, label = blocks.BlockFile(damaged, facts["blocks"], 0).read_block(0, POINT, "label")
+            point, label = blocks.BlockFile.of_facts(damaged, facts).read_block(0, POINT, "label")
         except StaleRunError:
             noticed += 1
         else:
@@ -135,6 +135,6 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, kinds: int) -> None:
 def test_a_piece_that_is_not_there_is_a_stale_run(tmp_path: Path) -> None:
     """A marker that lists more blocks than the file has is not believed."""
     path = tmp_path / "labels.parquet"
-    blocks.write_blocks(path, np.arange(9), {"label": np.arange(9)}, "label", np.zeros(0, np.int64))
+    blocks.write_blocks(path, np.arange(9), {"label": np.arange(9)}, "label", np.zeros(0, np.int64), size=9)
     with pytest.raises(StaleRunError, match=r"labels\.parquet: expected the columns label of a run"):
         read_columns(path, "label", pieces=[1])

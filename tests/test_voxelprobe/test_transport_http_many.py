@@ -188,7 +188,7 @@ def test_sources_opened_after_forks(store: HttpStore, oracle: Any) -> None:
                 with closing(volume.open_source(threads=4)) as source:
                     got = dict(stream_chunks(volume, source, np.arange(27), threads=4))
                 assert len(got) == 27
-                assert all(isinstance(payload, bytes) and payload for payload in got.values())
+                assert all(isinstance(fetched, StoredObject) and fetched.content for fetched in got.values())
                 code = 0
             finally:
                 os._exit(code)

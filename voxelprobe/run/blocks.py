@@ -19,7 +19,10 @@ from voxelprobe.arrays import Int64, sort_unique
 from voxelprobe.records import POINT, STATUS, read_columns, write_pieces
 
 BLOCK_POINTS = 1 << 23
-"""Memory for a block of points is little, and so is the cost of opening the files of all groups for each block."""
+"""The largest block: memory for it is little, and so is the cost of opening the files of all groups for each block."""
+# Nothing is written before the first block is there, so a smaller table has smaller ones.
+_BLOCKS = 8
+_LEAST_POINTS = 1 << 18
 
 # Different values read at once of each group, so that those of 256 groups fit.
 _DIFFERENT_ROWS = 1 << 15
@@ -27,14 +30,19 @@ _DIFFERENT_ROWS = 1 << 15
 _FEW_SHARE = 1 / 8
 
 
-def order_by_block(points: Int64) -> tuple[Any, list[int], list[int]]:
+def block_size(points: int) -> int:
+    """Return how many points a block has in a run of so many."""
+    return min(BLOCK_POINTS, max(_LEAST_POINTS, 1 << (points // _BLOCKS).bit_length()))
+
+
+def order_by_block(points: Int64, size: int) -> tuple[Any, list[int], list[int]]:
     """Return what brings points, shape (n,), into the order of their blocks, the blocks' numbers, and their sizes."""
     if not len(points):
         return slice(None), [], []
-    low, high = int(points.min()) // BLOCK_POINTS, int(points.max()) // BLOCK_POINTS
+    low, high = int(points.min()) // size, int(points.max()) // size
     if low == high:
         return slice(None), [low], [len(points)]
-    blocks = points // BLOCK_POINTS - low
+    blocks = points // size - low
     # Numbers of 16 bits are sorted by radix.
     order = np.argsort(blocks.astype(np.uint16) if high - low < 1 << 16 else blocks, kind="stable")
     counts = np.bincount(blocks)
@@ -43,7 +51,8 @@ def order_by_block(points: Int64) -> tuple[Any, list[int], list[int]]:
 
 
 def write_blocks(
-    path: Path, points: Int64, columns: Mapping[str, npt.NDArray[Any]], different_of: str, values: npt.NDArray[Any]
+    path: Path, points: Int64, columns: Mapping[str, npt.NDArray[Any]], different_of: str, values: npt.NDArray[Any],
+    *, size: int,
 ) -> dict[str, Any]:
     """Write a group's columns, shape (n,), and the different ones of `values`; return the facts for its marker.
 
@@ -55,13 +64,15 @@ def write_blocks(
         The column that the different values are of.
     values
         Any shape, of that column's dtype.
+    size
+        Points of a block, see `block_size`.
     """
-    order, blocks, sizes = order_by_block(points)
+    order, blocks, sizes = order_by_block(points, size)
     ordered = {POINT: points[order]} | {name: column[order] for name, column in columns.items()}
     pieces, start = [], 0
-    for size in sizes:
-        pieces.append({name: column[start : start + size] for name, column in ordered.items()})
-        start += size
+    for count in sizes:
+        pieces.append({name: column[start : start + count] for name, column in ordered.items()})
+        start += count
     different = sort_different(values)
     for start in range(0, len(different), _DIFFERENT_ROWS):
         part = different[start : start + _DIFFERENT_ROWS]
@@ -69,7 +80,7 @@ def write_blocks(
         pieces.append({POINT: np.full(len(part), -1, np.int64)} | piece | {different_of: part})
     few = [name for name in columns if name == STATUS or len(different) <= len(points) * _FEW_SHARE]
     write_pieces(path, pieces or [ordered], few=few)
-    return {"blocks": blocks, "different": len(different)}
+    return {"blocks": blocks, "block_size": size, "different": len(different)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +93,21 @@ class BlockFile:
         Where it is on this machine.
     blocks
         The numbers of its blocks, in order.
+    size
+        Points of a block.
     different
         How many different values it has.
     """
 
     path: Path
     blocks: Sequence[int]
+    size: int
     different: int
+
+    @classmethod
+    def of_facts(cls, path: Path, facts: Mapping[str, Any]) -> BlockFile:
+        """Return the file that a marker's facts describe."""
+        return cls(path, facts["blocks"], facts["block_size"], facts["different"])
 
     def read_block(self, block: int, *names: str) -> list[npt.NDArray[Any]]:
         """Return a block's part of columns, in the order of the file."""
@@ -97,7 +116,7 @@ class BlockFile:
     def read_points(self, points: Int64, *names: str) -> list[npt.NDArray[Any]]:
         """Return whole columns, shape (n,), in the order of the points that the file was written from."""
         columns = read_columns(self.path, *names, pieces=range(len(self.blocks)))
-        order = order_by_block(points)[0]
+        order = order_by_block(points, self.size)[0]
         if isinstance(order, slice):
             return columns
         found = [np.empty_like(column) for column in columns]

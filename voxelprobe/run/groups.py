@@ -16,9 +16,9 @@ from voxelprobe.errors import StaleRunError
 from voxelprobe.fetching import fetch_chunks
 from voxelprobe.planning import ChunkJobs
 from voxelprobe.records import STATUS, Status, label_columns
-from voxelprobe.run.blocks import BlockFile, write_blocks
+from voxelprobe.run.blocks import BlockFile, block_size, write_blocks
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
-from voxelprobe.run.plan import read_jobs
+from voxelprobe.run.plan import planned_points, read_jobs
 from voxelprobe.run.progress import ProgressBoard, format_bytes
 from voxelprobe.run.spec import Run
 
@@ -41,7 +41,7 @@ def read_decoded(run: Run, group: int) -> Manifest | None:
 def open_labels(run: Run, group: int, decoded: Manifest) -> BlockFile:
     """Return a decoded group's file: `point`, `status`, and the labels of each channel."""
     path = run.folder.local_copy(f"labels/group-{group:03d}.parquet")
-    return BlockFile(path, decoded.facts["blocks"], decoded.facts["different"])
+    return BlockFile.of_facts(path, decoded.facts)
 
 
 def read_labels(run: Run, group: int, decoded: Manifest, points: Int64) -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board:
             return
         run.folder.sweep(f"fetch/group-{group:03d}.json")
         started = time.monotonic()
-        jobs = read_jobs(run, group)
+        jobs = read_jobs(run, group, with_points=False)
         board.expect("fetch", group, len(jobs.chunks))
         report = fetch_chunks(
             run.volume, jobs, cache, threads=threads, missing_is_error=run.missing_is_error,
@@ -146,7 +146,7 @@ def _write_labels(
     counts = np.bincount(status, minlength=len(Status))
     read = labels if counts[Status.OK] == len(status) else labels[status == Status.OK]
     with run.folder.new_file(file) as path:
-        written = write_blocks(path, jobs.points, columns, names[0], read)
+        written = write_blocks(path, jobs.points, columns, names[0], read, size=block_size(planned_points(run)))
         if run.volume.graph is not None:
             with open(path, "rb") as content:
                 # What roots are made from.

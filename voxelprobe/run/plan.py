@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from voxelprobe.errors import InputError
+from voxelprobe.errors import InputError, StaleRunError
 from voxelprobe.ordering import PointRun, sort_run
 from voxelprobe.planning import ChunkJobs, RegionTally, locate_points, merge_jobs
 from voxelprobe.points import read_coordinates, suggest_unit
@@ -54,12 +54,28 @@ def read_plan(run: Run) -> Manifest | None:
     return read_manifest(run.folder, PLAN_MANIFEST, run.key)
 
 
-def read_jobs(run: Run, group: int) -> ChunkJobs:
-    """Return the chunks and points of a planned group."""
+def planned_points(run: Run) -> int:
+    """Return how many points the plan has in all.
+
+    Raises
+    ------
+    StaleRunError
+        If there is no plan.
+    """
+    plan = read_plan(run)
+    if plan is None:
+        raise StaleRunError(f"{run.folder.location.url}: the plan is gone or damaged; run again")
+    return int(plan.facts["points"])
+
+
+def read_jobs(run: Run, group: int, *, with_points: bool = True) -> ChunkJobs:
+    """Return the chunks and points of a planned group; for who needs only the chunks, without the points."""
     chunks, regions, counts = read_columns(
         run.folder.local_copy(f"plan/chunks-{group:03d}.parquet"), CHUNK, REGION, COUNT
     )
-    points, places = read_columns(run.folder.local_copy(f"plan/points-{group:03d}.parquet"), POINT, PLACE)
+    points = places = np.zeros(0, np.int64)
+    if with_points:
+        points, places = read_columns(run.folder.local_copy(f"plan/points-{group:03d}.parquet"), POINT, PLACE)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return ChunkJobs(chunks, regions, first, points, places.astype(np.int64))
 

@@ -66,7 +66,7 @@ def read_roots(run: Run, group: int, roots: RootsAt) -> tuple[Any, Any, Any]:
 def open_roots_of_points(run: Run, group: int, roots: RootsAt, resolved: Manifest) -> BlockFile:
     """Return the file of a group's points: `root`, `status`, in the order of its labels' file."""
     path = run.folder.local_copy(f"{stem_of_roots(group, roots)}-points.parquet")
-    return BlockFile(path, resolved.facts["blocks"], resolved.facts["different"])
+    return BlockFile.of_facts(path, resolved.facts)
 
 
 def read_earlier(run: Run, group: int, roots: RootsAt) -> tuple[UInt64, UInt64]:
@@ -104,7 +104,8 @@ def write_roots(
     with run.folder.new_file(f"{stem}.parquet") as path:
         write_columns(path, {SUPERVOXEL: ids, ROOT: found.roots, RESOLVED: found.resolved})
     with run.folder.new_file(f"{stem}-points.parquet") as path:
-        written = write_blocks(path, points, {ROOT: values, STATUS: states}, ROOT, found.roots[found.resolved])
+        written = write_blocks(path, points, {ROOT: values, STATUS: states}, ROOT, found.roots[found.resolved],
+                               size=decoded.facts["block_size"])
     counts = np.bincount(states, minlength=len(Status))
     written["status"] = {state.label: int(counts[state]) for state in Status if counts[state]}
     files = [f"{stem}.parquet", f"{stem}-points.parquet"]

@@ -68,7 +68,7 @@ class GatheredRun:
     unplaced: tuple[Int64, npt.NDArray[np.uint8]]
 
     def blocks(self) -> Iterator[PointValues]:
-        """Yield the values of all points in order, `BLOCK_POINTS` at a time.
+        """Yield the values of all points in order, a block at a time.
 
         Raises
         ------
@@ -80,8 +80,9 @@ class GatheredRun:
             for block in file.blocks:
                 groups_of.setdefault(block, []).append(group)
         scale = self.run.volume.scale
-        for block, first in enumerate(range(0, self.points, blocks.BLOCK_POINTS)):
-            count = min(blocks.BLOCK_POINTS, self.points - first)
+        size = blocks.block_size(self.points)
+        for block, first in enumerate(range(0, self.points, size)):
+            count = min(size, self.points - first)
             labels = [np.zeros(count, scale.dtype) for _ in range(scale.num_channels)]
             roots = np.zeros(count, np.uint64) if self.has_roots else None
             values = PointValues(labels, np.full(count, NOT_SET, np.uint8), roots)
