@@ -95,7 +95,7 @@ def run_measured(
     text = log.read_text(errors="replace")
     log.unlink()
     cost = Cost(wall, usage.ru_utime + usage.ru_stime, process.returncode, text,
-                sorted(sampler.peaks.values(), reverse=True), sampler.anonymous, sum(sampler.written.values()))
+                sorted(sampler.peaks.values(), reverse=True), sampler.anonymous, sampler.written)
     if server is not None:
         cost.server = server.counters()
     if workspace is not None and workspace.exists():
@@ -109,8 +109,7 @@ class _Sampler:
 
     def __init__(self, root: int) -> None:
         self.peaks: dict[int, int] = {}
-        self.written: dict[int, int] = {}
-        self.anonymous = 0
+        self.written = self.anonymous = 0
         self._root = root
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -123,7 +122,7 @@ class _Sampler:
 
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            anonymous = 0
+            anonymous = written = 0
             for pid in list_tree(self._root):
                 try:
                     with open(f"/proc/{pid}/status", "rb") as file:
@@ -136,8 +135,9 @@ class _Sampler:
                 if b"VmHWM" in fields:
                     self.peaks[pid] = max(self.peaks.get(pid, 0), _kilobytes(fields[b"VmHWM"]))
                     anonymous += _kilobytes(fields[b"RssAnon"])
-                    self.written[pid] = int(counts[b"write_bytes"])
-            self.anonymous = max(self.anonymous, anonymous)
+                    # With those of its children that have ended: the kernel adds them when they are waited for.
+                    written += int(counts[b"write_bytes"])
+            self.anonymous, self.written = max(self.anonymous, anonymous), max(self.written, written)
 
 
 def _kilobytes(text: bytes) -> int:
