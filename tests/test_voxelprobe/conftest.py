@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import voxelprobe
+from voxelprobe.testing.http_store import HttpStore
 from voxelprobe.testing.loopback import LoopbackServer
 from voxelprobe.testing.segmentation import neurite_segmentation
 from voxelprobe.testing.volumes import write_volume
@@ -79,6 +80,19 @@ def known() -> Callable[..., Known]:
         return Known(rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True), offset)
 
     return make
+
+
+@pytest.fixture
+def oracle(known: Callable[..., Known]) -> Known:
+    return known()
+
+
+@pytest.fixture
+def store(tmp_path: Path, oracle: Known) -> Iterator[HttpStore]:
+    """A volume of gzipped chunks with their `Content-Encoding`."""
+    oracle.write(tmp_path / "seg", encoding="compressed_segmentation", compress="gzip")
+    with HttpStore(tmp_path / "seg") as served:
+        yield served
 
 
 @pytest.fixture

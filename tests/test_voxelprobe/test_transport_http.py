@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,6 @@ SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "minishard
             "data_encoding": "gzip"}
 BODY = np.random.default_rng(0).bytes(3000)
 pytestmark = pytest.mark.usefixtures("quick_retries")
-
-
-@pytest.fixture
-def oracle(known: Callable[..., Any]) -> Any:
-    return known()
-
-
-@pytest.fixture
-def store(tmp_path: Path, oracle: Any) -> Iterator[HttpStore]:
-    """A volume of gzipped chunks with their `Content-Encoding`."""
-    oracle.write(tmp_path / "seg", encoding="compressed_segmentation", compress="gzip")
-    with HttpStore(tmp_path / "seg") as served:
-        yield served
 
 
 CHUNK_NAME = "4_4_40/29-45_23-39_109-117"

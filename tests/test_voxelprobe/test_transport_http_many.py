@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,6 @@ from voxelprobe.transport.protocol import Request, RetryableError, StoredObject
 
 BODY = np.random.default_rng(0).bytes(3000)
 CHUNK_NAME = "4_4_40/29-45_23-39_109-117"
-
-
-@pytest.fixture
-def oracle(known: Callable[..., Any]) -> Any:
-    return known()
-
-
-@pytest.fixture
-def store(tmp_path: Path, oracle: Any) -> Iterator[HttpStore]:
-    """A volume of gzipped chunks with their `Content-Encoding`."""
-    oracle.write(tmp_path / "seg", encoding="compressed_segmentation", compress="gzip")
-    with HttpStore(tmp_path / "seg") as served:
-        yield served
 
 
 def fetch_at_once(source: HttpSource, paths: list[str], limit: int = 8) -> dict[str, Any]:
