@@ -18,7 +18,7 @@ from voxelprobe.planning import ChunkJobs
 from voxelprobe.records import STATUS, Status, label_columns
 from voxelprobe.run.blocks import BlockFile, block_size, write_blocks
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
-from voxelprobe.run.plan import planned_points, read_jobs
+from voxelprobe.run.plan import expect_plan, read_jobs
 from voxelprobe.run.progress import ProgressBoard, format_bytes
 from voxelprobe.run.spec import Run
 
@@ -146,7 +146,8 @@ def _write_labels(
     counts = np.bincount(status, minlength=len(Status))
     read = labels if counts[Status.OK] == len(status) else labels[status == Status.OK]
     with run.folder.new_file(file) as path:
-        written = write_blocks(path, jobs.points, columns, names[0], read, size=block_size(planned_points(run)))
+        size = block_size(int(expect_plan(run).facts["points"]))
+        written = write_blocks(path, jobs.points, columns, names[0], read, size=size)
         if run.volume.graph is not None:
             with open(path, "rb") as content:
                 # What roots are made from.

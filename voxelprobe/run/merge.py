@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-from voxelprobe.errors import StaleRunError
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
-from voxelprobe.run.plan import read_plan
+from voxelprobe.run.plan import expect_plan
 from voxelprobe.run.progress import ProgressBoard
 from voxelprobe.run.report import REPORT, write_report
 from voxelprobe.run.result import Result
@@ -30,9 +29,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
     stem = result.marker.rsplit("/", 1)[-1].removesuffix(".json")
     with run.lock(f"merge-{stem}"):
         started = time.monotonic()
-        plan = read_plan(run)
-        if plan is None:
-            raise StaleRunError(f"{run.folder.location.url}: the plan is gone or damaged; run again")
+        plan = expect_plan(run)
         for leftover in (result.marker, REPORT):
             run.folder.sweep(leftover)
         values = gather_values(run, plan, result.roots)

@@ -54,18 +54,18 @@ def read_plan(run: Run) -> Manifest | None:
     return read_manifest(run.folder, PLAN_MANIFEST, run.key)
 
 
-def planned_points(run: Run) -> int:
-    """Return how many points the plan has in all.
+def expect_plan(run: Run) -> Manifest:
+    """Return the plan's marker.
 
     Raises
     ------
     StaleRunError
-        If there is no plan.
+        If there is no whole plan.
     """
     plan = read_plan(run)
     if plan is None:
         raise StaleRunError(f"{run.folder.location.url}: the plan is gone or damaged; run again")
-    return int(plan.facts["points"])
+    return plan
 
 
 def read_jobs(run: Run, group: int, *, with_points: bool = True) -> ChunkJobs:
