@@ -9,11 +9,10 @@ from voxelprobe.errors import UnsupportedError
 
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 def test_readers_are_complete(encoding):
-    """Every encoding in the table loads as a module with the three names of a PointReader."""
+    """Every encoding in the table loads as a module with the two names of a PointReader."""
     reader = load_reader(encoding, "file:///vol")
     assert callable(reader.read_points)
     assert isinstance(reader.ISOLATED, bool)
-    assert reader.PACKAGE is None or isinstance(reader.PACKAGE, str)
 
 
 def test_unknown_encoding():
@@ -24,11 +23,11 @@ def test_unknown_encoding():
 
 @pytest.mark.parametrize("encoding", ["crackle", "compresso"])
 def test_missing_package(monkeypatch, encoding):
-    """A package that isn't installed is named with the pip command, which installs what PACKAGE says."""
-    package = load_reader(encoding, "v").PACKAGE
+    """A package that isn't installed is named with the pip command, as the table of encodings has it."""
+    load_reader(encoding, "v")
     monkeypatch.delitem(sys.modules, f"voxelprobe.codecs.{encoding}")
     monkeypatch.setitem(sys.modules, encoding, None)
-    with pytest.raises(UnsupportedError, match=rf"gs://b/vol: .*: pip install {package}$") as caught:
+    with pytest.raises(UnsupportedError, match=rf"gs://b/vol: .*: pip install {ENCODINGS[encoding]}$") as caught:
         load_reader(encoding, "gs://b/vol")
     assert isinstance(caught.value.__cause__, ImportError)
 

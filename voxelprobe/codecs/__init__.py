@@ -12,15 +12,19 @@ from typing import cast
 from voxelprobe.codecs.protocol import PointReader
 from voxelprobe.errors import UnsupportedError
 
-# The `encoding` of an `info` -> the module that reads it.
-ENCODINGS: Mapping[str, str] = {
-    "raw": "raw",
-    "compressed_segmentation": "compressed_segmentation",
-    "crackle": "crackle",
+# The `encoding` of an `info`, which is also the name of its module here -> what to install for it, None if nothing.
+ENCODINGS: Mapping[str, str | None] = {
+    "raw": None,
+    "compressed_segmentation": None,
+    "crackle": "crackle-codec",
     "compresso": "compresso",
+    "jpeg": "simplejpeg",
+    "jxl": "imagecodecs",
+    "png": "pyspng-seunglab",
+    "fpzip": "fpzip",
+    "kempressed": "fpzip",
+    "zfpc": "zfpc",
 }
-# Import names that differ from the name on PyPI.
-_PYPI_NAMES = {"crackle": "crackle-codec", "google_crc32c": "google-crc32c"}
 
 
 def load_reader(encoding: str, where: str) -> PointReader:
@@ -38,18 +42,15 @@ def load_reader(encoding: str, where: str) -> PointReader:
     UnsupportedError
         If there is no reader for `encoding`, or the package it needs is not installed.
     """
-    name = ENCODINGS.get(encoding)
-    if name is None:
+    if encoding not in ENCODINGS:
         known = ", ".join(sorted(ENCODINGS))
         raise UnsupportedError(f"{where}: encoding {encoding!r} can't be read; the known ones are {known}")
     try:
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = importlib.import_module(f"{__name__}.{encoding}")
     except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", __name__.partition(".")[0]):
+        if (error.name or "").partition(".")[0] in ("", __name__.partition(".")[0]):
             raise  # a fault of ours, not a package that the user can install
-        package = _PYPI_NAMES.get(missing, missing)
         raise UnsupportedError(
-            f"{where}: encoding {encoding!r} needs a package that is not installed: pip install {package}"
+            f"{where}: encoding {encoding!r} needs a package that is not installed: pip install {ENCODINGS[encoding]}"
         ) from error
     return cast(PointReader, module)

@@ -20,7 +20,6 @@ from voxelprobe.arrays import Int64, Labels, Voxels
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import CorruptDataError, UnsupportedError
 
-PACKAGE: str | None = None
 ISOLATED = False
 
 # Up to this many labels the loop is faster than numpy's cost a call. Measured by benchmarks/crossovers.py: 30 labels

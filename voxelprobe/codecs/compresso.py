@@ -28,7 +28,6 @@ from voxelprobe.arrays import Bool, Int64, Labels, Voxels
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import CorruptDataError, UnsupportedError
 
-PACKAGE: str | None = "compresso"
 ISOLATED = True
 
 _HEADER = struct.Struct("<4sBBHHHBBBQIQB")

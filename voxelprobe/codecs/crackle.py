@@ -33,7 +33,6 @@ from voxelprobe.arrays import Int64, Labels, Voxels
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import CorruptDataError, UnsupportedError
 
-PACKAGE: str | None = "crackle-codec"
 ISOLATED = True
 
 _Components: TypeAlias = "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"

@@ -1,4 +1,4 @@
-"""What a point reader is: one module an encoding, all with the same three names."""
+"""What a point reader is: one module an encoding, all with the same two names."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ class ChunkLayout:
 
 class PointReader(Protocol):
     """A module that reads single voxels out of an encoded chunk."""
-
-    PACKAGE: str | None
-    """Name on PyPI of the package that the encoding needs, or None."""
 
     ISOLATED: bool
     """Whether damaged bytes may crash the process, so that it has to run in one of its own."""

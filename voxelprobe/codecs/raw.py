@@ -14,7 +14,6 @@ from voxelprobe.arrays import Labels, Voxels
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import CorruptDataError
 
-PACKAGE: str | None = None
 ISOLATED = False
 
 

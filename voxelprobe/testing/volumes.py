@@ -21,9 +21,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from voxelprobe.testing.encoders import encode_chunk
 from voxelprobe.testing.shards import SHARDING_DEFAULTS, Triple, write_shards
 
-Encoding = Literal["raw", "compressed_segmentation", "crackle", "compresso"]
 Compress = Literal["gzip", "br", "zstd", "xz", "bz2"]
 # What cloud-files appends to a compressed object's name on a local disk.
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz", "bz2": ".bz2"}
@@ -33,7 +33,7 @@ def write_volume(
     folder: Path,
     array: npt.NDArray[Any],
     *,
-    encoding: Encoding = "raw",
+    encoding: str = "raw",
     chunk_size: Sequence[int] = (64, 64, 64),
     voxel_offset: Sequence[int] = (0, 0, 0),
     resolution: Sequence[float] = (4, 4, 40),
@@ -127,26 +127,6 @@ def chunk_name(scale: Mapping[str, Any], grid: Triple) -> str:
     return f"{scale['key']}/{'_'.join(parts)}"
 
 
-def encode_chunk(chunk: npt.NDArray[Any], encoding: str, block_size: Sequence[int] = (8, 8, 8)) -> bytes:
-    """Return the encoded bytes of a chunk of shape (x, y, z, channels)."""
-    if encoding == "raw":
-        return chunk.tobytes("F")
-    if encoding == "compressed_segmentation":
-        return _encode_compressed_segmentation(chunk, block_size)
-    if chunk.shape[3] != 1:
-        raise ValueError(f"{encoding} holds one channel, found {chunk.shape[3]}")
-    single = np.asfortranarray(chunk[..., 0])
-    if encoding == "crackle":
-        import crackle
-
-        return bytes(crackle.compress(single))
-    if encoding == "compresso":
-        import compresso
-
-        return bytes(compresso.compress(single))
-    raise ValueError(f"no writer for encoding {encoding!r}")
-
-
 def compress_bytes(data: bytes, compress: Compress | None) -> bytes:
     """Return `data` compressed, the same bytes every time."""
     if compress is None:
@@ -175,17 +155,6 @@ def _write_chunk_files(folder: Path, scale: Mapping[str, Any], chunks: Mapping[T
         path = folder / (chunk_name(scale, grid) + (SUFFIXES[compress] if compress and suffixes and data else ""))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(compress_bytes(data, compress) if data else b"")
-
-
-def _encode_compressed_segmentation(chunk: npt.NDArray[Any], block_size: Sequence[int]) -> bytes:
-    import compressed_segmentation
-
-    # The package crashes on several channels: each is encoded alone and loses its header of one word.
-    block = tuple(int(v) for v in block_size)
-    parts = [compressed_segmentation.compress(np.array(chunk[..., c], order="F"), block_size=block, order="F")[4:]
-             for c in range(chunk.shape[3])]
-    words = np.cumsum([len(parts), *(len(part) // 4 for part in parts[:-1])], dtype="<u4")
-    return words.astype("<u4").tobytes() + b"".join(parts)
 
 
 def _plain(value: float) -> int | float:
