@@ -159,7 +159,10 @@ class _Decoder:
             if not payload:
                 if self._missing_is_error:
                     raise_missing(self._volume, int(jobs.chunks[begin + item]))
-                status[points] = Status.MISSING_CHUNK
+                if scale.fill_value is None:
+                    status[points] = Status.MISSING_CHUNK
+                else:
+                    labels[points] = scale.fill_value
                 return
             if self._reader.ISOLATED:
                 payload = bytes(payload)  # those packages take nothing else

@@ -13,6 +13,7 @@ import numpy as np
 
 from voxelprobe.arrays import Int64
 from voxelprobe.cache.protocol import ABSENT, ChunkCache
+from voxelprobe.codecs.parts import pack_parts
 from voxelprobe.errors import CorruptDataError, InputError
 from voxelprobe.fetching_shards import ChunkResult, ShardFetcher
 from voxelprobe.memory import keep_freed_memory
@@ -21,7 +22,7 @@ from voxelprobe.planning import ChunkJobs
 from voxelprobe.transport.jobs import Done, Job, JobRunner
 from voxelprobe.transport.protocol import Request, StoredObject
 from voxelprobe.transport.sources import RetryingSource
-from voxelprobe.transport.wrappers import check_encoding
+from voxelprobe.transport.wrappers import check_encoding, strip_compression
 
 # A commit is what a kill can't undo; many chunks share the cost of one.
 COMMIT_CHUNKS = 256
@@ -118,7 +119,7 @@ def stream_chunks(
     jobs: Iterator[Job[ChunkResult]]
     if sharding is None:
         most = max_payload_bytes(volume)
-        jobs = (_fetch_chunk(name, chunk, most) for chunk, name in _chunk_names(volume, chunks))
+        jobs = (_fetch_chunk(volume, names, chunk, most) for chunk, names in _chunk_names(volume, chunks))
     else:
         jobs = ShardFetcher(source, volume, sharding, max_payload_bytes(volume)).jobs(chunks)
     # Segmentations are compressed at least so much.
@@ -127,23 +128,35 @@ def stream_chunks(
         yield from JobRunner[ChunkResult](transfers, limit=threads, usual_bytes=usual_bytes).run(jobs)
 
 
-def _chunk_names(volume: Volume, chunks: Int64) -> Iterator[tuple[int, str]]:
+def _chunk_names(volume: Volume, chunks: Int64) -> Iterator[tuple[int, tuple[str, ...]]]:
+    scale = volume.scale
     for begin in range(0, len(chunks), _QUERY_CHUNKS):
         part = chunks[begin : begin + _QUERY_CHUNKS]
         for chunk, (x, y, z) in zip(part.tolist(), volume.grid.positions(part).tolist(), strict=True):
-            yield chunk, f"{volume.scale.key}/{volume.grid.chunk_name((x, y, z))}"
+            yield chunk, tuple(map(scale.path, scale.names.of(volume.grid, (x, y, z))))
 
 
-def _fetch_chunk(name: str, chunk: int, max_bytes: int) -> Job[ChunkResult]:
-    """Fetch a chunk that is an object.
+def _fetch_chunk(volume: Volume, names: tuple[str, ...], chunk: int, max_bytes: int) -> Job[ChunkResult]:
+    """Fetch a chunk that is an object, or several of them.
 
     What nobody could decode is refused here: in the cache it would outlive its being mended in the store.
     """
-    (answer,) = yield [Request(name)]
-    if answer is None or not answer.content:
+    answers = yield [Request(name) for name in names]
+    stored = [answer for answer in answers if answer is not None]
+    for part in stored:
+        check_encoding(part.encoding)
+    if not stored:
         return Done([(chunk, ABSENT)])
-    check_encoding(answer.encoding)
-    if (size := len(answer.content)) > max_bytes:
+    if len(names) == 1:
+        (answer,) = stored
+    else:
+        answer = StoredObject(pack_parts([
+            None if part is None else bytes(strip_compression(part.content, part.encoding, max_bytes=max_bytes))
+            for part in answers
+        ]), None)
+    if not answer.content and volume.scale.fill_value is None:
+        return Done([(chunk, ABSENT)])
+    if not 0 < (size := len(answer.content)) <= max_bytes:
         return Done([(chunk, CorruptDataError(f"expected a chunk of at most {max_bytes} bytes, found {size}"))])
     return Done([(chunk, answer)])
 

@@ -59,7 +59,7 @@ class ShardFetcher:
         order = np.lexsort((where.minishards, where.shards))
         cuts = np.flatnonzero(np.diff(where.shards[order])) + 1
         for members in np.split(order, cuts):
-            name = f"{self._volume.scale.key}/{shard_file_name(int(where.shards[members[0]]), self._spec)}"
+            name = self._volume.scale.path(shard_file_name(int(where.shards[members[0]]), self._spec))
             part = ShardPart(name, chunks[members], where.chunk_ids[members], where.minishards[members])
             yield self._fetch_part(part)
 

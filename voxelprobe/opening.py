@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from voxelprobe.codecs import load_reader
 from voxelprobe.codecs.protocol import PointReader
 from voxelprobe.errors import CorruptDataError, InputError
 from voxelprobe.graphene.table import GraphTable, fetch_table
-from voxelprobe.locations import Location
 from voxelprobe.transport.sources import RetryingSource, open_source
+from voxelprobe.volume.formats import read_volume
 from voxelprobe.volume.grid import ChunkGrid, Regions
-from voxelprobe.volume.info import Scale, VolumeInfo, parse_info
-from voxelprobe.volume.url import is_graphene, parse_cloudpath
+from voxelprobe.volume.info import parse_info
+from voxelprobe.volume.scale import Scale, VolumeInfo
+from voxelprobe.volume.url import Cloudpath, is_graphene, parse_cloudpath
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
     """One scale of a volume: what it is. It holds no connection; `open_source` makes one."""
 
-    location: Location
+    cloudpath: Cloudpath
     info: VolumeInfo
     mip: int
     scale: Scale
@@ -32,22 +35,27 @@ class Volume:
     @property
     def url(self) -> str:
         """Return the cloudpath of the stored volume in one form; of a graphene volume, its watershed's."""
-        return self.location.url
+        return self.cloudpath.url
+
+    @property
+    def scale_url(self) -> str:
+        """Return how a message names this scale of it."""
+        return f"{self.url}/{self.scale.key}".rstrip("/")
 
     def chunk_label(self, chunk: int) -> str:
         """Return how a message names a chunk: `chunk 0-64_64-128_0-64 of gs://bucket/seg/8_8_40`."""
         import numpy as np
 
         x, y, z = self.grid.positions(np.array([chunk]))[0].tolist()
-        return f"chunk {self.grid.chunk_name((x, y, z))} of {self.url}/{self.scale.key}"
+        return f"chunk {self.grid.chunk_name((x, y, z))} of {self.scale_url}"
 
     def open_source(self, *, threads: int) -> RetryingSource:
         """Return a source of the volume's objects."""
-        return open_source(self.location, threads=threads)
+        return open_source(self.cloudpath.location, threads=threads)
 
     def load_reader(self) -> PointReader:
         """Return the point reader of the scale's encoding."""
-        return load_reader(self.scale.encoding, f"{self.url}/{self.scale.key}")
+        return load_reader(self.scale.encoding, self.scale_url)
 
 
 def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
@@ -72,13 +80,13 @@ def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
     graph = None
     if is_graphene(cloudpath):
         graph, document = fetch_table(cloudpath)
-        location, info = parse_cloudpath(graph.layout.data_dir), parse_info(document, graph.url.url)
+        path, info = parse_cloudpath(graph.layout.data_dir), parse_info(document, graph.url.url)
     else:
-        location = parse_cloudpath(cloudpath)
-        with closing(open_source(location, threads=1)) as source:
-            info = fetch_info(source)
-    index, scale = info.scale_at(mip, location.url)
-    volume = Volume(location, info, index, scale, ChunkGrid.of(scale), Regions.of(scale), graph)
+        path = parse_cloudpath(cloudpath)
+        with closing(open_source(path.location, threads=1)) as source:
+            info = read_volume(path.kind, partial(fetch_json, source), path.url)
+    index, scale = info.scale_at(mip, path.url)
+    volume = Volume(path, info, index, scale, ChunkGrid.of(scale), Regions.of(scale), graph)
     if graph is not None and (scale.num_channels != 1 or scale.dtype != "<u8"):
         raise InputError(f"{graph.url.url}: expected supervoxels of one channel of uint64, the info has "
                          f"{scale.num_channels} of {scale.dtype.name}")
@@ -86,22 +94,21 @@ def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
     return volume
 
 
-def fetch_info(source: RetryingSource) -> VolumeInfo:
-    """Return the volume at a source.
+def fetch_json(source: RetryingSource, name: str) -> Any:
+    """Return a JSON document at a source, parsed, or None if there is none.
 
     Raises
     ------
     InputError
-        If there is none, or its `info` can't be understood.
+        If it can't be read.
     """
     try:
-        payload = source.fetch_stripped("info")
+        payload = source.fetch_stripped(name)
     except CorruptDataError as error:
-        raise InputError(f"{source.url}/info can't be read: {error}") from error
+        raise InputError(f"{source.url}/{name} can't be read: {error}") from error
     if payload is None:
-        raise InputError(f"no volume at {source.url}: expected a file named info there, found none")
+        return None
     try:
-        document = json.loads(payload)
+        return json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{source.url}/info: expected JSON, found {payload[:40]!r}") from error
-    return parse_info(document, source.url)
+        raise InputError(f"{source.url}/{name}: expected JSON, found {payload[:40]!r}") from error

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.sharding.locate import locate_chunks
+from voxelprobe.sharding.spec import Sharding
 from voxelprobe.volume.boxes import unravel
 from voxelprobe.volume.grid import MAX_CHUNKS_OF_SHARD_REGION, MAX_REGIONS, ChunkGrid, Regions
-from voxelprobe.volume.info import Scale, Sharding
+from voxelprobe.volume.scale import Scale
 
 triples = st.tuples(*[st.integers(1, 40)] * 3)
 offsets = st.tuples(*[st.integers(-10_000, 10_000) | st.integers(-(2**53), 2**53)] * 3)

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxelprobe.errors import InputError, UnsupportedError
-from voxelprobe.volume.info import Scale, Sharding, parse_info
+from voxelprobe.sharding.spec import Sharding
+from voxelprobe.volume.info import parse_info
+from voxelprobe.volume.scale import Scale
 
 WHERE = "gs://bucket/seg"
 SHARDING = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 9, "minishard_bits": 6,

@@ -19,9 +19,10 @@ from voxelprobe.planning import (
 )
 from voxelprobe.points.units import UnitConversion
 from voxelprobe.records import Status
+from voxelprobe.sharding.spec import Sharding
 from voxelprobe.volume.boxes import BLOCK
 from voxelprobe.volume.grid import Regions
-from voxelprobe.volume.info import Scale, Sharding
+from voxelprobe.volume.scale import Scale
 
 SHARDINGS = {
     "files": None,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from voxelprobe.errors import InputError
 from voxelprobe.points import UnitConversion, parse_coord_resolution, suggest_unit, unit_of_resolution
 from voxelprobe.points.units import LIMIT, NOWHERE
-from voxelprobe.volume.info import Scale
+from voxelprobe.volume.scale import Scale
 
 SIZES = st.sampled_from(["1", "4", "8", "17.2", "30", "0.5", "6.0000000001", "17.200000000000003", "1e-3",
                          "123456789.5"])

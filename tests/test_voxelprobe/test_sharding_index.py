@@ -10,8 +10,8 @@ from voxelprobe.errors import CorruptDataError
 from voxelprobe.sharding.hashing import hash_codes
 from voxelprobe.sharding.index import parse_minishard_index, parse_shard_index, shard_index_bytes
 from voxelprobe.sharding.locate import locate_chunks, shard_file_name
+from voxelprobe.sharding.spec import Sharding
 from voxelprobe.transport.wrappers import strip_compression
-from voxelprobe.volume.info import Sharding
 
 RAW = Sharding("identity", 0, 2, 0)
 U64 = np.uint64

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from voxelprobe.errors import InputError
 from voxelprobe.sharding.hashing import morton_codes
 from voxelprobe.sharding.locate import locate_chunks, shard_file_name
-from voxelprobe.volume.info import Sharding
+from voxelprobe.sharding.spec import Sharding
 
 
 @st.composite

@@ -24,6 +24,8 @@ ENCODINGS: Mapping[str, str | None] = {
     "fpzip": "fpzip",
     "kempressed": "fpzip",
     "zfpc": "zfpc",
+    "zarr": "numcodecs",
+    "n5": "numcodecs",
 }
 
 

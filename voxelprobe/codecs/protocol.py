@@ -24,12 +24,15 @@ class ChunkLayout:
         The volume's data type, little-endian.
     block_size
         `compressed_segmentation` only: size of a block in voxels (x, y, z).
+    codecs
+        `zarr` and `n5` only: what their metadata say of how a chunk is encoded, as JSON in the reader's own form.
     """
 
     shape: tuple[int, int, int]
     num_channels: int
     dtype: np.dtype[Any]
     block_size: tuple[int, int, int] | None = None
+    codecs: str = ""
 
 
 class PointReader(Protocol):

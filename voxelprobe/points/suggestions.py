@@ -14,7 +14,7 @@ from voxelprobe.points.units import NANOMETRES, Unit, UnitConversion, unit_of_re
 
 if TYPE_CHECKING:
     from voxelprobe.arrays import Bool, Voxels
-    from voxelprobe.volume.info import Scale
+    from voxelprobe.volume.scale import Scale
 
 # As it is first, then reversed (arrays are often z y x), then by how much they move.
 _AXIS_ORDERS = ((0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1), (1, 2, 0), (2, 0, 1))

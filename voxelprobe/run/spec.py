@@ -173,7 +173,7 @@ def open_run(settings: RunSettings) -> Run:
     if volume.graph is not None:
         facts += [volume.graph.url.url, repr(volume.graph.layout)]
     key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-    source = volume.location.name if volume.graph is None else volume.graph.url.table
+    source = volume.cloudpath.location.name if volume.graph is None else volume.graph.url.table
     stems = [re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:40] for text in (Path(points.name).stem, source)]
     name = "-".join([*stems, key[:12]])
     folder = Folder(workspace.child(f"runs/{name}"), machine / "runs" / name)

@@ -13,8 +13,8 @@ from voxelprobe.arrays import Bool, Int64, UInt64, Voxels
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.sharding.locate import locate_chunks
 from voxelprobe.sharding.spec import Sharding
-from voxelprobe.volume.boxes import BLOCK, Integers, UInt32, Unsigned, divide, flatten, unravel
-from voxelprobe.volume.info import Scale, Triple
+from voxelprobe.volume.boxes import BLOCK, Integers, Triple, UInt32, Unsigned, divide, flatten, unravel
+from voxelprobe.volume.scale import Scale
 
 # A region is what one cache file holds. Small enough to be evicted alone, large enough that opening
 # the file is cheap beside fetching its chunks; few enough that a folder can hold them all.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.locations import Location, parse_location
+from voxelprobe.volume.formats import FORMATS
 
 
 def is_graphene(cloudpath: str) -> bool:
@@ -14,8 +16,21 @@ def is_graphene(cloudpath: str) -> bool:
     return re.match(r"\s*graphene://", cloudpath, re.IGNORECASE) is not None
 
 
-def parse_cloudpath(text: str) -> Location:
-    """Return where a volume is, from a cloudpath as CloudVolume takes it.
+@dataclass(frozen=True, slots=True)
+class Cloudpath:
+    """A kind of volume, one of `FORMATS`, and the folder that it is in."""
+
+    kind: str
+    location: Location
+
+    @property
+    def url(self) -> str:
+        """Return the cloudpath in one form."""
+        return self.location.url if self.kind == "precomputed" else f"{self.kind}://{self.location.url}"
+
+
+def parse_cloudpath(text: str) -> Cloudpath:
+    """Return what volume a cloudpath names, as CloudVolume or Neuroglancer write it.
 
     Raises
     ------
@@ -27,11 +42,23 @@ def parse_cloudpath(text: str) -> Location:
     cloudpath = text.strip()
     if is_graphene(cloudpath):
         raise UnsupportedError(f"{text}: expected the volume itself, found a graph server's table")
-    cloudpath = re.sub(r"^(precomputed://)+", "", cloudpath)
-    if match := re.match(r"(zarr2?|zarr3|n5|boss|brain)://", cloudpath):
-        raise UnsupportedError(f"{text}: {match[1]} volumes can't be read; expected a Neuroglancer Precomputed volume")
-    cloudpath = re.sub(r"\|neuroglancer-precomputed:/?$", "", unquote(cloudpath) if "%7C" in cloudpath else cloudpath)
-    cloudpath = re.sub(r"/info$", "", cloudpath.rstrip("/"))
+    cloudpath = unquote(cloudpath) if "%7C" in cloudpath else cloudpath
+    kinds = []
+    while match := re.match(r"(precomputed|zarr[23]?|n5|boss|brain)://", cloudpath):
+        kinds.append(match[1])
+        cloudpath = cloudpath[match.end():]
+    # Neuroglancer's newer form: gs://bucket/path/|zarr3:
+    if match := re.search(r"/*\|(neuroglancer-precomputed|[a-z0-9]+):/?$", cloudpath):
+        kinds.append(match[1].removeprefix("neuroglancer-"))
+        cloudpath = cloudpath[:match.start()]
+    unknown = sorted(set(kinds) - set(FORMATS))
+    if unknown or len(set(kinds)) > 1:
+        raise UnsupportedError(f"{text}: {' and '.join(unknown or kinds)} volumes can't be read; expected one of "
+                               f"{', '.join(FORMATS)}")
+    kind = kinds[0] if kinds else "precomputed"
+    cloudpath = cloudpath.rstrip("/")
+    if kind == "precomputed":
+        cloudpath = re.sub(r"/info$", "", cloudpath)
     if not cloudpath:
         raise InputError(f"volume {text!r}: expected a cloudpath as in gs://bucket/path or file:///data/seg")
-    return parse_location(cloudpath)
+    return Cloudpath(kind, parse_location(cloudpath))

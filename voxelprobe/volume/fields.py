@@ -1,0 +1,56 @@
+"""JSON from outside, asked for by name and type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from voxelprobe.errors import InputError
+from voxelprobe.volume.boxes import Triple
+
+
+class Fields:
+    """A JSON object whose members are asked for by name and type; complaints say where it stands."""
+
+    def __init__(self, document: object, where: str) -> None:
+        if not isinstance(document, Mapping):
+            raise InputError(f"{where}: expected a JSON object, found {type(document).__name__}")
+        self.fields: Mapping[str, Any] = document
+        self.where = where
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a text."""
+        value = self.fields.get(name, default)
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: expected a text for {name}, found {value!r}")
+        return value
+
+    def integer(self, name: str, at_least: int) -> int:
+        """Return a whole number."""
+        return _integer(self.fields.get(name), f"{self.where}: {name}", at_least)
+
+    def numbers(self, name: str) -> tuple[float, float, float]:
+        """Return three positive numbers."""
+        value = self.fields.get(name)
+        if (not isinstance(value, Sequence) or len(value) != 3
+                or not all(isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e15 for v in value)):
+            raise InputError(f"{self.where}: expected three positive numbers for {name}, found {value!r}")
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _integer(value: object, where: str, at_least: int | None = None) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 2**53:
+        raise InputError(f"{where}: expected a whole number, found {value!r}")
+    if at_least is not None and value < at_least:
+        raise InputError(f"{where}: expected at least {at_least}, found {value}")
+    return value
+
+
+def parse_triple(value: object, where: str, at_least: int | None = None) -> Triple:
+    """Return three whole numbers."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3:
+        raise InputError(f"{where}: expected three whole numbers, found {value!r}")
+    return (_integer(value[0], where, at_least), _integer(value[1], where, at_least),
+            _integer(value[2], where, at_least))
