@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelprobe.arrays import Labels
+from voxelprobe.arrays import Bool, Labels
 from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.errors import CorruptDataError
-from voxelprobe.fetching import Progress, max_payload_bytes, raise_missing, stream_chunks
+from voxelprobe.fetching import Progress, find_cached, max_payload_bytes, raise_missing, stream_chunks
+from voxelprobe.fetching_voxels import can_read_voxels, choose_reads, read_voxels
 from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
@@ -44,12 +45,15 @@ class DecodedPoints:
         Message by chunk number.
     fetched
         Chunks that the cache had lost or never had.
+    by_range
+        Chunks of which just the voxels were read, from the store.
     """
 
     labels: Labels
     status: npt.NDArray[np.uint8]
     corrupt: dict[int, str]
     fetched: int
+    by_range: int = 0
 
 
 def decode_points(
@@ -68,12 +72,24 @@ def decode_points(
         If a lacking chunk can't be fetched.
     """
     decoder = _Decoder(volume, cache, threads, missing_is_error)
+    if can_read_voxels(volume):
+        labels, is_read = decoder.read_voxels(jobs, progress)
+        rest, of_points = jobs.select(~is_read)
+        decoded = _decode_chunks(decoder, rest, progress)
+        labels[of_points] = decoded.labels
+        status = np.full(len(jobs.points), Status.OK, np.uint8)
+        status[of_points] = decoded.status
+        return DecodedPoints(labels, status, decoded.corrupt, decoded.fetched, int(is_read.sum()))
+    return _decode_chunks(decoder, jobs, progress)
+
+
+def _decode_chunks(decoder: _Decoder, jobs: ChunkJobs, progress: Progress) -> DecodedPoints:
     decoded = decoder.decode(jobs, progress)
     if not decoded.corrupt:
         return decoded
     again, of_points = jobs.select(np.isin(jobs.chunks, list(decoded.corrupt)))
     for region, begin, end in again.by_region(BATCH_CHUNKS):
-        cache.discard(region, again.chunks[begin:end].tolist())
+        decoder.cache.discard(region, again.chunks[begin:end].tolist())
     second = decoder.decode(again, lambda chunks, received: None)
     decoded.labels[of_points] = second.labels
     decoded.status[of_points] = second.status
@@ -85,12 +101,29 @@ class _Decoder:
 
     def __init__(self, volume: Volume, cache: ChunkCache, threads: int, missing_is_error: bool) -> None:
         self._volume = volume
-        self._cache = cache
+        self.cache = cache
         self._threads = threads
         self._missing_is_error = missing_is_error
         self._reader = volume.load_reader()
         self._max_bytes = max_payload_bytes(volume)
         keep_freed_memory()
+
+    def read_voxels(self, jobs: ChunkJobs, progress: Progress) -> tuple[Labels, Bool]:
+        """Return the labels of the points of some chunks, read by byte ranges, and which chunks, shape (m,)."""
+        scale = self._volume.scale
+        labels = np.zeros((len(jobs.points), scale.num_channels), scale.dtype)
+        is_read = np.zeros(len(jobs.chunks), np.bool_)
+        reads = choose_reads(self._volume, jobs)
+        cached = find_cached(self.cache, jobs)
+        which = np.flatnonzero(~cached[reads.rows]).tolist()
+        if which:
+            with closing(self._volume.open_source(threads=self._threads)) as source:
+                for row, found in read_voxels(self._volume, source, jobs, reads, which, threads=self._threads):
+                    if found is not None:
+                        labels[jobs.first[row] : jobs.first[row + 1]] = found
+                        is_read[row] = True
+                        progress(1, 0)
+        return labels, is_read
 
     def decode(self, jobs: ChunkJobs, progress: Progress) -> DecodedPoints:
         scale = self._volume.scale
@@ -121,7 +154,7 @@ class _Decoder:
             source = None
             for region, begin, end in jobs.by_region(limit):
                 chunks = jobs.chunks[begin:end].tolist()
-                found: dict[int, Fetched] = dict(self._cache.read(region, chunks))
+                found: dict[int, Fetched] = dict(self.cache.read(region, chunks))
                 lacking = [chunk for chunk in chunks if chunk not in found]
                 if lacking:
                     lacked += len(lacking)
@@ -129,7 +162,7 @@ class _Decoder:
                         source = stack.enter_context(closing(self._volume.open_source(threads=self._threads)))
                     wanted = np.array(lacking, np.int64)
                     fresh = dict(stream_chunks(self._volume, source, wanted, threads=self._threads))
-                    self._cache.write(region, {c: s for c, s in fresh.items() if isinstance(s, StoredObject)})
+                    self.cache.write(region, {c: s for c, s in fresh.items() if isinstance(s, StoredObject)})
                     found.update(fresh)
                 batch += [found[chunk] for chunk in chunks]
                 if len(batch) >= limit:

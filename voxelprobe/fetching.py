@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from voxelprobe.arrays import Int64
+from voxelprobe.arrays import Bool, Int64
 from voxelprobe.cache.protocol import ABSENT, ChunkCache
 from voxelprobe.codecs.parts import pack_parts
 from voxelprobe.errors import CorruptDataError, InputError
 from voxelprobe.fetching_shards import ChunkResult, ShardFetcher
+from voxelprobe.fetching_voxels import can_read_voxels, choose_reads, read_voxels
 from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
@@ -32,6 +33,8 @@ COMMIT_BYTES = 32 << 20
 _UNWRITTEN_BYTES = 24 << 20
 # Asked of the cache at once; bounds what one query returns.
 _QUERY_CHUNKS = 4_096
+# Chunks of which it is tried whether single voxels can be read.
+_PROBES = 4
 
 Progress = Callable[[int, int], None]
 """Told of chunks done and bytes received since the last call."""
@@ -45,6 +48,8 @@ class FetchReport:
     ----------
     chunks, cached, fetched, absent
         Needed; found in the cache; asked of the store; of those asked for, what the store doesn't have.
+    by_range
+        Left for decoding to read just their voxels from the store; not fetched.
     requests, bytes, retries
         What went over the wire.
     corrupt
@@ -55,6 +60,7 @@ class FetchReport:
     cached: int = 0
     fetched: int = 0
     absent: int = 0
+    by_range: int = 0
     requests: int = 0
     bytes: int = 0
     retries: int = 0
@@ -66,6 +72,9 @@ def fetch_chunks(
 ) -> FetchReport:
     """Bring every chunk of `jobs` that the cache lacks into it, and return what that took.
 
+    Where single voxels may be read (`can_read_voxels`), jobs need their points, and chunks of which voxels are cheaper
+    are left out.
+
     Raises
     ------
     InputError
@@ -74,22 +83,20 @@ def fetch_chunks(
         If the store refuses, or gives no answer after all tries. What was committed stays.
     """
     report = FetchReport(chunks=len(jobs.chunks))
-    lacking: list[int] = []
-    regions: dict[int, int] = {}
-    for region, begin, end in jobs.by_region(_QUERY_CHUNKS):
-        chunks = jobs.chunks[begin:end].tolist()
-        known = cache.known(region, chunks)
-        report.cached += len(known)
-        progress(len(known), 0)
-        wanted = [chunk for chunk in chunks if chunk not in known]
-        lacking += wanted
-        regions.update(dict.fromkeys(wanted, region))
-    if not lacking:
+    wanted = ~find_cached(cache, jobs)
+    report.cached = len(wanted) - int(wanted.sum())
+    if can_read_voxels(volume):
+        wanted &= ~_find_ranged(volume, jobs, wanted, threads)
+        report.by_range = len(wanted) - report.cached - int(wanted.sum())
+    progress(report.cached + report.by_range, 0)
+    lacking = jobs.chunks[wanted]
+    if not len(lacking):
         return report
+    regions = dict(zip(lacking.tolist(), jobs.regions[wanted].tolist(), strict=True))
     with closing(volume.open_source(threads=threads)) as source:
         writer = _BatchWriter(cache, regions)
         try:
-            for chunk, fetched in stream_chunks(volume, source, np.array(lacking, np.int64), threads=threads):
+            for chunk, fetched in stream_chunks(volume, source, lacking, threads=threads):
                 received = source.traffic.bytes - report.bytes
                 report.bytes += received
                 report.fetched += 1
@@ -108,6 +115,30 @@ def fetch_chunks(
             traffic = source.traffic
             report.requests, report.bytes, report.retries = traffic.requests, traffic.bytes, traffic.retries
     return report
+
+
+def find_cached(cache: ChunkCache, jobs: ChunkJobs) -> Bool:
+    """Return which chunks of `jobs` the cache has, shape (m,)."""
+    found = np.zeros(len(jobs.chunks), np.bool_)
+    for region, begin, end in jobs.by_region(_QUERY_CHUNKS):
+        chunks = jobs.chunks[begin:end].tolist()
+        known = cache.known(region, chunks)
+        found[begin:end] = [chunk in known for chunk in chunks]
+    return found
+
+
+def _find_ranged(volume: Volume, jobs: ChunkJobs, wanted: Bool, threads: int) -> Bool:
+    """Return which of the wanted chunks are cheaper to read by voxel, shape (m,); none if the store says otherwise."""
+    reads = choose_reads(volume, jobs)
+    which = np.flatnonzero(wanted[reads.rows])
+    ranged = np.zeros(len(jobs.chunks), np.bool_)
+    if len(which):
+        probes = which[:: -(-len(which) // _PROBES)].tolist()
+        with closing(volume.open_source(threads=threads)) as source:
+            answers = [found for _, found in read_voxels(volume, source, jobs, reads, probes, threads=threads)]
+        # Chunks are compressed, or servers without ranges, all or none.
+        ranged[reads.rows[which]] = any(found is not None for found in answers)
+    return ranged
 
 
 def stream_chunks(

@@ -14,6 +14,7 @@ from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.decoding import DecodedPoints, decode_points
 from voxelprobe.errors import StaleRunError
 from voxelprobe.fetching import fetch_chunks
+from voxelprobe.fetching_voxels import can_read_voxels
 from voxelprobe.planning import ChunkJobs
 from voxelprobe.records import STATUS, Status, label_columns
 from voxelprobe.run.blocks import BlockFile, block_size, write_blocks
@@ -74,7 +75,7 @@ def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board:
             return
         run.folder.sweep(f"fetch/group-{group:03d}.json")
         started = time.monotonic()
-        jobs = read_jobs(run, group, with_points=False)
+        jobs = read_jobs(run, group, with_points=can_read_voxels(run.volume))
         board.expect("fetch", group, len(jobs.chunks))
         report = fetch_chunks(
             run.volume, jobs, cache, threads=threads, missing_is_error=run.missing_is_error,
@@ -82,7 +83,7 @@ def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board:
         )
         seconds = time.monotonic() - started
         facts = {name: getattr(report, name)
-                 for name in ("chunks", "cached", "fetched", "absent", "requests", "bytes", "retries")}
+                 for name in ("chunks", "cached", "fetched", "absent", "by_range", "requests", "bytes", "retries")}
         corrupt = {run.volume.chunk_label(chunk): message for chunk, message in report.corrupt.items()}
         write_manifest(run.folder, f"fetch/group-{group:03d}.json", run.key, [],
                        facts | {"corrupt": corrupt, "seconds": round(seconds, 3)})

@@ -25,7 +25,7 @@ def write_report(result: Result, plan: Manifest, merged: Mapping[str, Any]) -> N
     resolved = [
         manifest.facts for group in groups if roots is not None and (manifest := read_resolved(run, group, roots))
     ]
-    names = ("chunks", "cached", "fetched", "absent", "requests", "bytes", "retries")
+    names = ("chunks", "cached", "fetched", "absent", "by_range", "requests", "bytes", "retries")
     report = {
         "provenance": result.provenance,
         "result": {name: merged[name] for name in ("output", "points", "rows", "labels", "roots", "background",
@@ -60,7 +60,8 @@ def format_report(run: Run) -> str:
         f"points   {result['points']:,}: {status}",
         f"labels   {result['labels']:,} different{background}",
         f"chunks   {fetch['chunks']:,} in {report['groups']} groups: {fetch['cached']:,} from the cache, "
-        f"{fetch['fetched']:,} fetched, {fetch['absent']:,} missing",
+        f"{fetch['fetched']:,} fetched, {fetch['absent']:,} missing"
+        + (f", {fetch['by_range']:,} read by voxel" if fetch["by_range"] else ""),
         f"traffic  {fetch['requests']:,} requests, {format_bytes(fetch['bytes'])}, {fetch['retries']:,} repeated",
         "seconds  "
         + ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items() if spent or stage != "resolve")
