@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxelprobe.testing import encoding_floats, encoding_pictures
+
 Chunk = npt.NDArray[Any]
 
 
@@ -53,8 +55,16 @@ def _only_channel(chunk: Chunk) -> Chunk:
     return np.asfortranarray(chunk[..., 0])
 
 
+# Those that hold 64-bit labels as they are: what is said of volumes of labels is tested with each.
+LABEL_ENCODINGS = ("raw", "compressed_segmentation", "crackle", "compresso")
 ENCODERS: dict[str, Callable[[Chunk], bytes]] = {
     "raw": _encode_raw,
     "crackle": _encode_crackle,
     "compresso": _encode_compresso,
+    "jpeg": encoding_pictures.encode_jpeg,
+    "png": encoding_pictures.encode_png,
+    "jxl": encoding_pictures.encode_jxl,
+    "fpzip": encoding_floats.encode_fpzip,
+    "kempressed": encoding_floats.encode_kempressed,
+    "zfpc": encoding_floats.encode_zfpc,
 }

@@ -13,12 +13,13 @@ import numpy as np
 
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.sharding.spec import Compression, Sharding
-from voxelprobe.volume.fields import Fields, parse_triple
+from voxelprobe.volume.fields import Fields, parse_path, parse_triple
 from voxelprobe.volume.scale import ReadJson, Scale, VolumeInfo
 
 # A shard index has 16 bytes a minishard and is read whole; published volumes have 13 bits at most.
 MAX_MINISHARD_BITS = 20
-DATA_TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32")
+DATA_TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32",
+              "float64")
 
 
 def read_info(read_json: ReadJson, where: str) -> VolumeInfo:
@@ -70,12 +71,9 @@ def parse_info(document: object, where: str) -> VolumeInfo:
 
 
 def _parse_scale(fields: Fields, dtype: np.dtype[Any], channels: int) -> Scale:
-    key = fields.text("key")
-    if not key or not key.isprintable():
+    key = parse_path(fields.text("key"), fields.where, "key")
+    if not key:
         raise InputError(f"{fields.where}: expected a path for key, found {key!r}")
-    if key.startswith("/") or ":" in key or "\\" in key or ".." in key.split("/"):
-        # A key is joined to the volume's path: it must not lead out of it.
-        raise InputError(f"{fields.where}: key {key!r} leads out of the volume")
     resolution = fields.numbers("resolution")
     chunk_sizes = fields.fields.get("chunk_sizes")
     if not isinstance(chunk_sizes, Sequence) or isinstance(chunk_sizes, str) or not chunk_sizes:
@@ -90,7 +88,7 @@ def _parse_scale(fields: Fields, dtype: np.dtype[Any], channels: int) -> Scale:
                              f"{fields.where}: compressed_segmentation_block_size", at_least=1)
     sharding = fields.fields.get("sharding")
     return Scale(
-        key=key.strip("/"),
+        key=key,
         size=parse_triple(fields.fields.get("size"), f"{fields.where}: size", at_least=1),
         voxel_offset=parse_triple(fields.fields.get("voxel_offset", (0, 0, 0)), f"{fields.where}: voxel_offset"),
         resolution=resolution,
