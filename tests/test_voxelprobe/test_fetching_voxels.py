@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,45 @@ def test_compressed_objects_are_fetched_whole(tmp_path: Path, known: Any, compre
             report, decoded = count(volume, jobs)
             assert (report.by_range, decoded.by_range, report.fetched) == (0, 0, report.chunks)
             assert np.array_equal(decoded.labels[:, 0], oracle.at(points[jobs.points]))
+
+
+@pytest.mark.parametrize("compress", [None, "gzip"])
+@pytest.mark.parametrize("bucket", ["s3", "gcs"])
+def test_voxels_in_buckets(
+    request: pytest.FixtureRequest, tmp_path: Path, known: Any, bucket: str, compress: Any
+) -> None:
+    """Voxels of plain chunks in buckets are read by range, compressed chunks whole; the labels are the same."""
+    oracle = known("int32")
+    oracle.write(tmp_path, compress=compress)
+    volume = open_volume(request.getfixturevalue(bucket).upload(tmp_path, "seg"))
+    points = oracle.points(10)
+    jobs = make_jobs(volume, points)
+    report, decoded = count(volume, jobs)
+    assert (report.by_range > 0) == (decoded.by_range > 0) == (compress is None)
+    assert np.array_equal(decoded.labels[:, 0], oracle.at(points[jobs.points]))
+
+
+def test_ranges_that_the_store_refuses(tmp_path: Path, known: Any, serve: Any) -> None:
+    """A store that gives whole objects only, as Google's does of gzip that it undoes, is asked for whole chunks."""
+    oracle = known("uint32")
+    oracle.write(tmp_path, compress="gzip", suffixes=False)
+
+    def undo(path: str, number: int) -> tuple[int, dict[str, str], bytes]:
+        content = (tmp_path / path.strip("/")).read_bytes()
+        if path == "/info":
+            return 200, {}, content
+        stored = {"x-goog-stored-content-encoding": "gzip"}
+        if "Range" in server.headers[number]:
+            return 200, stored, gzip.decompress(content)
+        return 200, stored | {"Content-Encoding": "gzip"}, content
+
+    server = serve(undo)
+    volume = open_volume(server.url)
+    points = oracle.points(10)
+    jobs = make_jobs(volume, points)
+    report, decoded = count(volume, jobs)
+    assert (report.by_range, decoded.by_range) == (0, 0)
+    assert np.array_equal(decoded.labels[:, 0], oracle.at(points[jobs.points]))
 
 
 @pytest.mark.parametrize("size", [-1, 1, 4096])

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from voxelprobe.testing.http_store import Fault, HttpStore
 from voxelprobe.testing.volumes import chunk_name
 from voxelprobe.transport.curl import MAX_REDIRECTS
 from voxelprobe.transport.http import HttpSource
-from voxelprobe.transport.protocol import StoredObject
+from voxelprobe.transport.protocol import RetryableError, StoredObject
 from voxelprobe.transport.sources import RetryingSource
 
 SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "minishard_index_encoding": "gzip",
@@ -171,8 +172,38 @@ def test_redirects_are_followed(store: HttpStore, serve: Callable[..., Any], ora
     server = serve(lambda path, number: (302, {"Location": store.url + path}, b""))
     oracle.check(server.url)
     source = HttpSource(server.url)
-    assert source.fetch("info", 3, 9) == StoredObject((store.folder / "info").read_bytes()[3:9], None)
+    info = (store.folder / "info").read_bytes()
+    assert source.fetch("info", 3, 9) == StoredObject(info[3:9], None, len(info))
     source.close()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize(("start", "end"), [
+    (0, 9), (2990, 3100), (3000, 3010), (5, None), (None, 3), (-20, None), (-3000, None), (-9999, None), (-1, None),
+])
+def test_ranges(tmp_path: Path, ranges: bool, start: Any, end: Any) -> None:
+    """A range gives bytes [start, end), fewer where the object ends; -n the last n; and the whole's size with a range."""
+    (tmp_path / "x").write_bytes(BODY)
+    size = len(BODY) if ranges else None
+    with HttpStore(tmp_path, ranges=ranges) as store, closing(HttpSource(store.url)) as source:
+        assert source.fetch("x", start, end) == StoredObject(BODY[start:end], None, size)
+        assert source.fetch("y", start, end) is None
+
+
+@pytest.mark.parametrize("described", [
+    "bytes 2980-2999/3000", "bytes 2979-2998/3000", "bytes 2980-2999/*", "bytes 0-19/3000", "bytes 2981-2999/3000",
+    "bytes 2980-2999/" + "3" * 5000, "bytes 2980-2999/2999", "bytes */3000",
+])
+def test_the_last_bytes_are_the_last(serve: Callable[..., Any], described: str) -> None:
+    """The last n bytes are believed only where the answer's Content-Range says that they are those."""
+    server = serve(lambda path, number: (206, {"Content-Range": described}, BODY[-20:]))
+    with closing(HttpSource(server.url)) as source:
+        if described == "bytes 2980-2999/3000":
+            assert source.fetch("x", -20) == StoredObject(BODY[-20:], None, 3000)
+        else:
+            with pytest.raises(RetryableError, match="asked for bytes from -20, got 20 bytes described as"):
+                source.fetch("x", -20)
+    assert server.headers[0]["Range"] == "bytes=-20"
 
 
 def test_redirects_have_an_end(serve: Callable[..., Any]) -> None:
@@ -183,15 +214,20 @@ def test_redirects_have_an_end(serve: Callable[..., Any]) -> None:
     assert len(server.paths) == MAX_REDIRECTS + 1
 
 
-def test_credentials_do_not_follow_to_another_host(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A redirect to another host doesn't take the password with it."""
-    monkeypatch.setattr("voxelprobe.transport.http._basic_credentials", lambda: "Basic c2VjcmV0")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_credentials_do_not_follow_to_another_host(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    """A redirect to another host, or another port of this one, doesn't take the password with it."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/http-secret.json").write_text(json.dumps({"user": "ann", "password": "b"}))
+    monkeypatch.setenv("CLOUD_VOLUME_DIR", str(tmp_path))
     other = serve(lambda path, number: (200, {}, BODY))
-    elsewhere = other.url.replace("127.0.0.1", "localhost")
+    elsewhere = other.url.replace("127.0.0.1", host)
     server = serve(lambda path, number: (302, {"Location": f"{elsewhere}/x"}, b""))
     source = HttpSource(server.url)
     assert source.fetch("x") == StoredObject(BODY, None)
-    assert server.headers[0]["Authorization"] == "Basic c2VjcmV0"
+    assert server.headers[0]["Authorization"] == "Basic YW5uOmI="
     assert other.headers[0]["Authorization"] is None
     source.close()
 
@@ -219,7 +255,7 @@ def test_passwords_come_from_http_secret(tmp_path: Path, oracle: Any) -> None:
         assert len(store.requests) == 2
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "expected JSON"), ("[1]", "expected `user` and `password`"),
+@pytest.mark.parametrize(("content", "message"), [("{", "expected JSON"), ("[1]", "expected a JSON object"),
                                                   ('{"user": "ann"}', r"expected .*, found \['user'\]")])
 def test_a_broken_secret_is_said(tmp_path: Path, content: str, message: str) -> None:
     """A secret's file that can't be understood is an AuthorizationError that names it, without its content."""
@@ -229,4 +265,4 @@ def test_a_broken_secret_is_said(tmp_path: Path, content: str, message: str) -> 
            "except voxelprobe.AuthorizationError as error: print(error)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env=os.environ | {"CLOUD_VOLUME_DIR": str(tmp_path)})
-    assert re.match(f"http-secret.json: {message}", said.stdout), said
+    assert re.match(f"{tmp_path}/secrets/http-secret.json: {message}", said.stdout), said

@@ -102,12 +102,14 @@ def test_ranges_count_by_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxelprobe.transport.jobs.MAX_BYTES_UNDER_WAY", 100)
     source = Recorder()
 
-    def ranged() -> Job[str]:
-        yield [Request("x", 10, 50)]
+    def ranged(request: Request) -> Job[str]:
+        yield [request]
         return Done([])
 
-    list(run(source, (ranged() for _ in range(10)), limit=8))
-    assert source.peak == 2
+    for request in (Request("x", 10, 50), Request("x", -40)):
+        source.peak = 0
+        list(run(source, (ranged(request) for _ in range(10)), limit=8))
+        assert source.peak == 2
 
 
 def test_what_comes_of_a_job_goes_first() -> None:

@@ -53,11 +53,15 @@ def test_none_for_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("start", "end", "expected"), [
     (0, 5, BODY[:5]), (7, 7, b""), (2555, 2600, BODY[2555:]), (2560, 2570, b""), (9999, 10000, b""),
     (5, None, BODY[5:]), (None, 3, BODY[:3]), (2550, 2**62, BODY[2550:]), (2**62, 2**62 + 9, b""),
+    (-20, None, BODY[-20:]), (-1, None, BODY[-1:]), (-2560, None, BODY), (-(2**62), None, BODY),
 ])
 def test_ranges(tmp_path: Path, start: Any, end: Any, expected: bytes) -> None:
-    """A range gives bytes [start, end), fewer where the file ends, and none past it."""
+    """A range gives bytes [start, end), fewer where the file ends, and none past it; -n the last n; and the size."""
     (tmp_path / "x").write_bytes(BODY)
-    assert LocalSource(tmp_path).fetch("x", start, end) == StoredObject(expected, None)
+    (tmp_path / "empty").touch()
+    source = LocalSource(tmp_path)
+    assert source.fetch("x", start, end) == StoredObject(expected, None, len(BODY))
+    assert source.fetch("empty", start, end) == StoredObject(b"", None, 0)
 
 
 def test_a_folder_is_not_an_object(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Objects in buckets and in memory through cloud-files, with its secrets; its failures translated."""
+"""What cloud-files does for us: memory, schemes of its own, and writing to buckets; its failures translated.
+
+Buckets are read by s3.py and gcs.py, at a fraction of the cost (docs/design/012-buckets.md).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 from typing import Any
 
 from voxelprobe.errors import AuthorizationError, InputError, TransportError, VoxelProbeError
-from voxelprobe.transport.protocol import RetryableError, StoredObject
+from voxelprobe.transport.protocol import Request, RetryableError, StoredObject
 from voxelprobe.transport.threads import ThreadTransfers
 
 SECRETS_HINT = (
@@ -30,10 +33,13 @@ class CloudFilesSource:
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
         """Return an object or a range of it; None if there is none."""
+        asked = Request(path, start, end)
+        if asked.is_empty:
+            return StoredObject(b"", None)
         request: Any = path
-        if start is not None or end is not None:
-            if end is not None and end <= (start or 0):
-                return StoredObject(b"", None)
+        # The last bytes are cut from the whole: cloud-files can't ask for them.
+        from_end = start is not None and start < 0
+        if asked.is_ranged and not from_end:
             request = {"path": path, "start": start or 0, "end": end}
         try:
             answer = self._files.get([request], raw=True)[0]
@@ -44,7 +50,8 @@ class CloudFilesSource:
             raise translate_error(error, f"{self.url}/{path}") from error
         if answer["content"] is None:
             return None
-        return StoredObject(bytes(answer["content"]), answer["compress"] or None)
+        content, encoding = bytes(answer["content"]), answer["compress"] or None
+        return StoredObject(content[start:], encoding, len(content)) if from_end else StoredObject(content, encoding)
 
     def open_transfers(self, *, limit: int) -> ThreadTransfers:
         """Return what makes up to `limit` requests at once, a thread each."""

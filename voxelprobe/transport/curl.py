@@ -50,9 +50,9 @@ class Answer(NamedTuple):
 class _Get:
     """A handle of libcurl's, and the request that it is at."""
 
-    def __init__(self, user_agent: str, read_timeout_seconds: int) -> None:
+    def __init__(self, user_agent: str, read_timeout_seconds: int, verbatim: bool) -> None:
         self.handle = handle = pycurl.Curl()
-        self.url = ""
+        self.name = ""
         self.key: Any = None
         self.fields: Sequence[str] = ()
         self.head: list[bytes] = []
@@ -60,7 +60,8 @@ class _Get:
         options: dict[int, Any] = {
             pycurl.USERAGENT: user_agent,
             pycurl.NOSIGNAL: 1,
-            pycurl.FOLLOWLOCATION: 1,
+            pycurl.FOLLOWLOCATION: int(not verbatim),
+            pycurl.PATH_AS_IS: int(verbatim),
             pycurl.MAXREDIRS: MAX_REDIRECTS,
             pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
             pycurl.REDIR_PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
@@ -78,12 +79,12 @@ class _Get:
         handle.unsetopt(pycurl.CAPATH)
         handle.setopt(*_trusted_certificates())
 
-    def prepare(self, url: str, fields: Sequence[str]) -> None:
+    def prepare(self, name: str, url: str, fields: Sequence[str]) -> None:
         handle = self.handle
         if fields is not self.fields:
             handle.setopt(pycurl.HTTPHEADER, fields)
             self.fields = fields
-        self.url, self.head, self.pieces = url, [], []
+        self.name, self.head, self.pieces = name, [], []
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.HEADERFUNCTION, self.head.append)
         handle.setopt(pycurl.WRITEFUNCTION, self.pieces.append)
@@ -107,11 +108,11 @@ class _Get:
         """Return what a failure of libcurl's means."""
         self.head, self.pieces = [], []
         if code == pycurl.E_TOO_MANY_REDIRECTS:
-            return TransportError(f"{self.url}: more than {MAX_REDIRECTS} redirects")
+            return TransportError(f"{self.name}: more than {MAX_REDIRECTS} redirects")
         if code in (pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT):
-            return TransportError(f"{self.url}: not a URL that can be fetched: {message}")
+            return TransportError(f"{self.name}: not a URL that can be fetched: {message}")
         kind = TransportError if code in _FINAL else RetryableError
-        return kind(f"{self.url}: {message or 'libcurl gives no reason'} (libcurl's error {code})")
+        return kind(f"{self.name}: {message or 'libcurl gives no reason'} (libcurl's error {code})")
 
 
 class Session:
@@ -121,14 +122,19 @@ class Session:
     ----------
     read_timeout_seconds
         After how long a silent connection is given up; libcurl notices a few seconds later.
+    verbatim
+        Whether requests go to their URL as it is, `..` included, and to no other that a redirect names: signed ones are
+        good for nothing else, and may have secrets in fields that libcurl knows nothing of.
     """
 
-    def __init__(self, *, user_agent: str, read_timeout_seconds: int = READ_TIMEOUT_SECONDS) -> None:
-        self._make = functools.partial(_Get, user_agent, read_timeout_seconds)
+    def __init__(
+        self, *, user_agent: str, read_timeout_seconds: int = READ_TIMEOUT_SECONDS, verbatim: bool = False
+    ) -> None:
+        self._make = functools.partial(_Get, user_agent, read_timeout_seconds, verbatim)
         self._idle: list[_Get] = []
 
-    def get(self, url: str, fields: Sequence[str]) -> Answer:
-        """Return the answer to one request; may be called from several threads.
+    def get(self, name: str, url: str, fields: Sequence[str]) -> Answer:
+        """Return the answer to one request, `name` in errors; may be called from several threads.
 
         Raises
         ------
@@ -140,7 +146,7 @@ class Session:
         except IndexError:
             get = self._make()
         try:
-            get.prepare(url, fields)
+            get.prepare(name, url, fields)
             get.handle.perform()
             return get.answer()
         except pycurl.error as error:
@@ -168,15 +174,15 @@ class Gets:
         self._idle: list[_Get] = []
         self._under_way: dict[Any, _Get] = {}
 
-    def start(self, key: Any, url: str, fields: Sequence[str]) -> TransportError | None:
+    def start(self, key: Any, name: str, url: str, fields: Sequence[str]) -> TransportError | None:
         """Begin a request, to be sent in the next `wait`; return what is wrong with a URL that can't be asked for."""
         get = self._idle.pop() if self._idle else self._make()
         get.key = key
         try:
-            get.prepare(url, fields)
+            get.prepare(name, url, fields)
         except (pycurl.error, UnicodeError) as error:
             self._idle.append(get)
-            return TransportError(f"{url}: not a URL that can be fetched: {error}")
+            return TransportError(f"{name}: not a URL that can be fetched: {error}")
         self._under_way[get.handle] = get
         self._multi.add_handle(get.handle)
         return None

@@ -115,6 +115,8 @@ class JobRunner(Generic[Result]):
         """Return how many bytes a request will probably bring."""
         if request.end is not None:
             return request.end - (request.start or 0)
+        if request.start is not None and request.start < 0:
+            return -request.start
         return self._seen_bytes // self._seen
 
     def _receive(self, timeout_seconds: float | None) -> None:

@@ -25,7 +25,7 @@ class LocalSource:
         # served last, as cloud-files does, makes the label depend on which thread came first.
         for suffix, encoding in LOCAL_SUFFIXES:
             try:
-                content = _read(base + suffix, start, end)
+                content, size = _read(base + suffix, start, end)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except PermissionError as error:
@@ -34,7 +34,7 @@ class LocalSource:
                 raise TransportError(f"{base}{suffix}: expected a file, found a folder") from error
             except OSError as error:
                 raise RetryableError(f"{base}{suffix}: {error.strerror or error}") from error
-            return StoredObject(content, encoding)
+            return StoredObject(content, encoding, size)
         return None
 
     def open_transfers(self, *, limit: int) -> ThreadTransfers:
@@ -45,12 +45,12 @@ class LocalSource:
         """Do nothing: no file stays open."""
 
 
-def _read(name: str, start: int | None, end: int | None) -> bytes:
+def _read(name: str, start: int | None, end: int | None) -> tuple[bytes, int | None]:
     with open(name, "rb", buffering=0) as file:
         if start is None and end is None:
-            return file.read()
+            return file.read(), None
         # Within the file: a place that a damaged index made up can't be sought, and its length not allocated.
         size = os.fstat(file.fileno()).st_size
-        begin = min(start or 0, size)
+        begin, stop, _ = slice(start, end).indices(size)
         file.seek(begin)
-        return file.read(max((size if end is None else min(end, size)) - begin, 0))
+        return file.read(max(stop - begin, 0)), size

@@ -10,18 +10,33 @@ from voxelprobe.errors import TransportError, VoxelProbeError
 
 
 class StoredObject(NamedTuple):
-    """An object, or a range of one, as it is stored: `encoding` (gzip, br, …) not undone."""
+    """An object, or a range of one, as it is stored: `encoding` (gzip, br, …) not undone.
+
+    `size` is that of the whole stored object in bytes, where a range was asked for and given, and the answer told; else
+    None, also from a server without ranges, which sent the whole object to have the range cut out of it.
+    """
 
     content: bytes
     encoding: str | None
+    size: int | None = None
 
 
 class Request(NamedTuple):
-    """An object below a source's folder, or its bytes [start, end)."""
+    """An object below a source's folder, or its bytes [start, end), or with a `start` of -n its last n bytes."""
 
     path: str
     start: int | None = None
     end: int | None = None
+
+    @property
+    def is_ranged(self) -> bool:
+        """Return whether less than the whole may be wanted."""
+        return self.start is not None or self.end is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no byte is wanted, so that there is nothing to ask a store for."""
+        return self.end is not None and self.end <= (self.start or 0)
 
 
 class RetryableError(TransportError):
@@ -73,7 +88,8 @@ class Source(Protocol):
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
         """Return an object below the folder, or its bytes [start, end); None if there is no such object.
 
-        A range that reaches past the object's end gives fewer bytes than were asked.
+        A range that reaches past the object's end gives fewer bytes than were asked. A `start` of -n, with no `end`,
+        asks for the last n bytes, which are all of a shorter object.
 
         Raises
         ------

@@ -12,10 +12,13 @@ from typing import Any
 
 from voxelprobe.errors import CorruptDataError, TransportError, VoxelProbeError
 from voxelprobe.locations import Location
+from voxelprobe.transport.addresses import parse_address
 from voxelprobe.transport.cloud import CloudFilesSource
+from voxelprobe.transport.gcs import GcsSource
 from voxelprobe.transport.http import HttpSource
 from voxelprobe.transport.local import LocalSource
 from voxelprobe.transport.protocol import Outcome, Request, RetryableError, Source, StoredObject, Traffic, Transfers
+from voxelprobe.transport.s3 import S3Source
 from voxelprobe.transport.wrappers import strip_compression
 
 ATTEMPTS = 6
@@ -181,9 +184,24 @@ def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -
     ------
     InputError
         If nothing serves its scheme.
+    AuthorizationError
+        If its secret can't be understood.
     """
+    return RetryingSource(_open_single(location, threads), attempts=attempts)
+
+
+def _open_single(location: Location, threads: int) -> Source:
     if location.path is not None:
-        return RetryingSource(LocalSource(location.path), attempts=attempts)
+        return LocalSource(location.path)
     if location.url.startswith(("http://", "https://")):
-        return RetryingSource(HttpSource(location.url), attempts=attempts)
-    return RetryingSource(CloudFilesSource(location.url, threads=threads), attempts=attempts)
+        return HttpSource(location.url)
+    if location.url.startswith("mem://"):
+        return CloudFilesSource(location.url, threads=threads)
+    address = parse_address(location.url)
+    if address.protocol == "s3":
+        return S3Source(location.url, address)
+    if address.protocol == "gs":
+        return GcsSource(location.url, address)
+    if address.protocol in ("http", "https"):  # an alias for a web server
+        return HttpSource(f"{address.endpoint}/{address.folder}")
+    return CloudFilesSource(location.url, threads=threads)
