@@ -42,7 +42,7 @@ def load_reader(encoding: str, where: str) -> PointReader:
     Raises
     ------
     UnsupportedError
-        If there is no reader for `encoding`, or the package it needs is not installed.
+        If there is no reader for `encoding`, or the package it needs is not installed or can't be loaded.
     """
     if encoding not in ENCODINGS:
         known = ", ".join(sorted(ENCODINGS))
@@ -52,6 +52,9 @@ def load_reader(encoding: str, where: str) -> PointReader:
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("", __name__.partition(".")[0]):
             raise  # a fault of ours, not a package that the user can install
+        if not isinstance(error, ModuleNotFoundError):
+            raise UnsupportedError(f"{where}: encoding {encoding!r} needs {ENCODINGS[encoding]}, which is installed "
+                                   f"but can't be loaded: {error}") from error
         raise UnsupportedError(
             f"{where}: encoding {encoding!r} needs a package that is not installed: pip install {ENCODINGS[encoding]}"
         ) from error

@@ -39,6 +39,8 @@ class _Header(ctypes.Structure):
 
 def _load_library() -> ctypes.CDLL:
     library = ctypes.CDLL(fpzip.__file__)
+    if not hasattr(library, "fpzip_read_from_buffer"):
+        raise ImportError("its extension doesn't show the library's functions", name="fpzip")
     handle = ctypes.POINTER(_Header)
     library.fpzip_read_from_buffer.argtypes = [ctypes.c_void_p]
     library.fpzip_read_from_buffer.restype = handle
