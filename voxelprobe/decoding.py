@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from voxelprobe.arrays import Bool, Labels
 from voxelprobe.cache.protocol import ChunkCache
 from voxelprobe.errors import CorruptDataError
-from voxelprobe.fetching import Progress, find_cached, max_payload_bytes, raise_missing, stream_chunks
+from voxelprobe.fetching import Progress, find_cached, lacks_object, max_payload_bytes, raise_missing, stream_chunks
 from voxelprobe.fetching_voxels import can_read_voxels, choose_reads, read_voxels
 from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
@@ -146,8 +145,7 @@ class _Decoder:
     def _batches(self, jobs: ChunkJobs) -> Iterator[tuple[int, list[Fetched], int]]:
         """Yield the jobs' chunks in runs: the index of the first, the chunks, and how many had to be fetched."""
         scale = self._volume.scale
-        chunk_bytes = math.prod(scale.chunk_size) * scale.dtype.itemsize * scale.num_channels
-        limit = max(1, min(BATCH_CHUNKS, BATCH_BYTES // chunk_bytes))
+        limit = max(1, min(BATCH_CHUNKS, BATCH_BYTES // scale.chunk_bytes))
         batch: list[Fetched] = []
         first = lacked = 0
         with ExitStack() as stack:
@@ -189,9 +187,10 @@ class _Decoder:
                 raise fetched
             points = slice(bounds[item], bounds[item + 1])
             payload = strip_compression(fetched.content, fetched.encoding, max_bytes=self._max_bytes)
-            if not payload:
-                if self._missing_is_error:
-                    raise_missing(self._volume, int(jobs.chunks[begin + item]))
+            if self._missing_is_error and lacks_object(self._volume, payload):
+                raise_missing(self._volume, int(jobs.chunks[begin + item]))
+            # By zarr and n5 an object without a byte is damage, and not a chunk that isn't there.
+            if not payload and (scale.fill_value is None or not fetched.content):
                 if scale.fill_value is None:
                     status[points] = Status.MISSING_CHUNK
                 else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +12,16 @@ import numpy as np
 
 from voxelprobe.arrays import Bool, Int64
 from voxelprobe.cache.protocol import ABSENT, ChunkCache
-from voxelprobe.codecs.parts import pack_parts
+from voxelprobe.codecs.parts import pack_parts, unpack_parts
 from voxelprobe.errors import CorruptDataError, InputError
-from voxelprobe.fetching_shards import ChunkResult, ShardFetcher
+from voxelprobe.fetching_ranges import ChunkResult
+from voxelprobe.fetching_shards import ShardFetcher
 from voxelprobe.fetching_voxels import can_read_voxels, choose_reads, read_voxels
+from voxelprobe.fetching_zarr_shards import ZarrShardFetcher
 from voxelprobe.memory import keep_freed_memory
 from voxelprobe.opening import Volume
 from voxelprobe.planning import ChunkJobs
+from voxelprobe.sharding.boxes import BoxSharding
 from voxelprobe.transport.jobs import Done, Job, JobRunner
 from voxelprobe.transport.protocol import Request, StoredObject
 from voxelprobe.transport.sources import RetryingSource
@@ -106,8 +108,8 @@ def fetch_chunks(
                     continue
                 if not fetched.content:
                     report.absent += 1
-                    if missing_is_error:
-                        raise_missing(volume, chunk)
+                if missing_is_error and lacks_object(volume, fetched.content):
+                    raise_missing(volume, chunk)
                 writer.add(chunk, fetched)
         finally:
             # Also after an error: what came is not fetched again.
@@ -148,13 +150,15 @@ def stream_chunks(
     keep_freed_memory()
     sharding = volume.scale.sharding
     jobs: Iterator[Job[ChunkResult]]
+    most = max_payload_bytes(volume)
     if sharding is None:
-        most = max_payload_bytes(volume)
         jobs = (_fetch_chunk(volume, names, chunk, most) for chunk, names in _chunk_names(volume, chunks))
+    elif isinstance(sharding, BoxSharding):
+        jobs = ZarrShardFetcher(source, volume, sharding, most).jobs(chunks)
     else:
-        jobs = ShardFetcher(source, volume, sharding, max_payload_bytes(volume)).jobs(chunks)
+        jobs = ShardFetcher(source, volume, sharding, most).jobs(chunks)
     # Segmentations are compressed at least so much.
-    usual_bytes = _raw_bytes(volume) // 8
+    usual_bytes = volume.scale.chunk_bytes // 8
     with closing(source.open_transfers(limit=threads)) as transfers:
         yield from JobRunner[ChunkResult](transfers, limit=threads, usual_bytes=usual_bytes).run(jobs)
 
@@ -176,15 +180,18 @@ def _fetch_chunk(volume: Volume, names: tuple[str, ...], chunk: int, max_bytes: 
     stored = [answer for answer in answers if answer is not None]
     for part in stored:
         check_encoding(part.encoding)
-    if not stored:
+    if not stored or (len(stored) < len(names) and volume.scale.fill_value is None):
         return Done([(chunk, ABSENT)])
     if len(names) == 1:
         (answer,) = stored
     else:
-        answer = StoredObject(pack_parts([
-            None if part is None else bytes(strip_compression(part.content, part.encoding, max_bytes=max_bytes))
-            for part in answers
-        ]), None)
+        try:
+            answer = StoredObject(pack_parts([
+                None if part is None else bytes(strip_compression(part.content, part.encoding, max_bytes=max_bytes))
+                for part in answers
+            ]), None)
+        except CorruptDataError as error:
+            return Done([(chunk, error)])
     if not answer.content and volume.scale.fill_value is None:
         return Done([(chunk, ABSENT)])
     if not 0 < (size := len(answer.content)) <= max_bytes:
@@ -194,19 +201,26 @@ def _fetch_chunk(volume: Volume, names: tuple[str, ...], chunk: int, max_bytes: 
 
 def max_payload_bytes(volume: Volume) -> int:
     """Return how large an encoded chunk can honestly be: a bound on what damaged bytes make us allocate."""
-    return 4 * _raw_bytes(volume) + (1 << 20)
+    return 4 * volume.scale.chunk_bytes + (1 << 20)
 
 
-def _raw_bytes(volume: Volume) -> int:
-    scale = volume.scale
-    return math.prod(scale.chunk_size) * scale.dtype.itemsize * scale.num_channels
+def lacks_object(volume: Volume, payload: bytes | bytearray) -> bool:
+    """Return whether the store lacks a chunk of this payload, or an object of those that make it.
+
+    Raises
+    ------
+    CorruptDataError
+        If the payload isn't those objects.
+    """
+    return not payload or None in unpack_parts(payload, volume.scale.num_parts)
 
 
 def raise_missing(volume: Volume, chunk: int) -> None:
     """Raise the error for a chunk that the store lacks when missing chunks are errors."""
+    fill = volume.scale.fill_value
+    given = "no label and the status missing_chunk" if fill is None else f"the volume's fill value {fill}"
     raise InputError(
-        f"{volume.chunk_label(chunk)} is not in the store; with --missing-chunks null its points "
-        "get no label and the status missing_chunk"
+        f"{volume.chunk_label(chunk)} is not in the store; with --missing-chunks null its points get {given}"
     )
 
 

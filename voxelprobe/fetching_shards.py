@@ -10,6 +10,7 @@ import numpy as np
 from voxelprobe.arrays import Int64, UInt64
 from voxelprobe.cache.protocol import ABSENT
 from voxelprobe.errors import CorruptDataError
+from voxelprobe.fetching_ranges import MAX_GAP_BYTES, MAX_SPAN_BYTES, MAX_WASTE, ChunkResult, check_plain, fetch_ranges
 from voxelprobe.opening import Volume
 from voxelprobe.sharding.index import (
     MAX_MINISHARD_INDEX_BYTES,
@@ -23,15 +24,6 @@ from voxelprobe.transport.jobs import Answer, Done, Job
 from voxelprobe.transport.protocol import Request, StoredObject
 from voxelprobe.transport.ranges import Span, coalesce_ranges
 from voxelprobe.transport.sources import RetryingSource
-
-# Bytes that are cheaper to transfer for nothing than another request.
-MAX_GAP_BYTES = 32 << 10
-# Of chunks, no more than this share of what is wanted is transferred for nothing: bytes are paid for.
-MAX_WASTE = 0.25
-MAX_SPAN_BYTES = 8 << 20
-
-ChunkResult = tuple[int, StoredObject | CorruptDataError]
-"""A chunk's number with the chunk as stored, `ABSENT`, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ class ShardFetcher:
     def _fetch_span(self, name: str, span: Span, pieces: list[tuple[int, int, int]]) -> Job[ChunkResult]:
         """Fetch the chunks of a span, each with its number, start and end."""
         try:
-            (content,) = yield from self._fetch_ranges(name, [span])
+            (content,) = yield from fetch_ranges(self._source.url, [Request(name, span.start, span.end)])
         except CorruptDataError as error:
             return Done([(chunk, error) for chunk, _, _ in pieces])
         encoding = None if self._spec.data_encoding == "raw" else self._spec.data_encoding
@@ -108,7 +100,7 @@ class ShardFetcher:
         (answer,) = yield [Request(name, 0, shard_index_bytes(self._spec))]
         if answer is None:
             return starts, ends
-        self._check_plain(name, answer)
+        check_plain(self._source.url, name, answer)
         try:
             index = parse_shard_index(answer.content, self._spec)
         except CorruptDataError as error:
@@ -125,7 +117,8 @@ class ShardFetcher:
         spans = coalesce_ranges(
             ranges[stored, 0], ranges[stored, 1], max_gap_bytes=MAX_GAP_BYTES, max_span_bytes=MAX_SPAN_BYTES
         )
-        contents = yield from self._fetch_ranges(name, spans)
+        contents = yield from fetch_ranges(
+            self._source.url, [Request(name, span.start, span.end) for span in spans])
         for span, content in zip(spans, contents, strict=True):
             for member in span.members:
                 minishard = stored[member]
@@ -140,33 +133,3 @@ class ShardFetcher:
                 begins, stops, found = table.find(ids[mine])
                 starts[mine[found]], ends[mine[found]] = begins[found], stops[found]
         return starts, ends
-
-    def _fetch_ranges(
-        self, name: str, spans: list[Span]
-    ) -> Generator[list[Request], list[Answer], list[bytes]]:
-        """Fetch spans of a shard, all at once; a shorter answer is asked for once more, then it is damage."""
-        contents = [b""] * len(spans)
-        lacking = [row for row, span in enumerate(spans) if span.size_bytes]
-        for _ in range(2):
-            answers = (yield [Request(name, spans[row].start, spans[row].end) for row in lacking]) if lacking else []
-            asked, lacking = lacking, []
-            for row, answer in zip(asked, answers, strict=True):
-                if answer is not None:
-                    self._check_plain(name, answer)
-                    contents[row] = answer.content
-                if len(contents[row]) != spans[row].size_bytes:
-                    lacking.append(row)
-        if lacking:
-            span, content = spans[lacking[0]], contents[lacking[0]]
-            raise CorruptDataError(
-                f"shard {self._source.url}/{name}: expected {span.size_bytes} bytes from {span.start}, "
-                f"found {len(content)}"
-            )
-        return contents
-
-    def _check_plain(self, name: str, answer: StoredObject) -> None:
-        """Raise if a shard is stored compressed as a whole: ranges of that are ranges of something else."""
-        if answer.encoding is not None:
-            raise CorruptDataError(
-                f"shard {self._source.url}/{name}: expected bytes as they are, found them sent as {answer.encoding}"
-            )

@@ -10,7 +10,7 @@ from typing import Any
 
 from voxelprobe.codecs import load_reader
 from voxelprobe.codecs.protocol import PointReader
-from voxelprobe.errors import CorruptDataError, InputError
+from voxelprobe.errors import CorruptDataError, InputError, UnsupportedError
 from voxelprobe.graphene.table import GraphTable, fetch_table
 from voxelprobe.transport.sources import RetryingSource, open_source
 from voxelprobe.volume.formats import read_volume
@@ -86,6 +86,8 @@ def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
         with closing(open_source(path.location, threads=1)) as source:
             info = read_volume(path.kind, partial(fetch_json, source), path.url)
     index, scale = info.scale_at(mip, path.url)
+    if graph is not None and path.kind != "precomputed":
+        raise UnsupportedError(f"{graph.url.url}: expected a watershed in a Precomputed volume, found {path.url}")
     volume = Volume(path, info, index, scale, ChunkGrid.of(scale), Regions.of(scale), graph)
     if graph is not None and (scale.num_channels != 1 or scale.dtype != "<u8"):
         raise InputError(f"{graph.url.url}: expected supervoxels of one channel of uint64, the info has "

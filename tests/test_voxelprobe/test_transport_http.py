@@ -182,7 +182,7 @@ def test_redirects_are_followed(store: HttpStore, serve: Callable[..., Any], ora
     (0, 9), (2990, 3100), (3000, 3010), (5, None), (None, 3), (-20, None), (-3000, None), (-9999, None), (-1, None),
 ])
 def test_ranges(tmp_path: Path, ranges: bool, start: Any, end: Any) -> None:
-    """A range gives bytes [start, end), fewer where the object ends; -n the last n; and the whole's size with a range."""
+    """A range gives bytes [start, end), fewer where the object ends; -n the last n; with it the whole's size."""
     (tmp_path / "x").write_bytes(BODY)
     size = len(BODY) if ranges else None
     with HttpStore(tmp_path, ranges=ranges) as store, closing(HttpSource(store.url)) as source:

@@ -76,16 +76,36 @@ def test_a_cloudpath_is_what_cloudvolume_and_neuroglancer_write(text, url):
     assert parse_cloudpath(text).url == url
 
 
+@pytest.mark.parametrize(("text", "kind", "url"), [
+    ("zarr://gs://bucket/a", "zarr", "zarr://gs://bucket/a"),
+    ("zarr2://gs://bucket/a/", "zarr2", "zarr2://gs://bucket/a"),
+    ("zarr2://gs://bucket/a/.zattrs", "zarr2", "zarr2://gs://bucket/a"),
+    ("zarr3://https://host/a.zarr/zarr.json", "zarr3", "zarr3://https://host/a.zarr"),
+    ("n5://file:///data/a.n5/attributes.json", "n5", "n5://file:///data/a.n5"),
+    ("n5://s3://bucket/a/info", "n5", "n5://s3://bucket/a/info"),
+    ("gs://bucket/a/|zarr3:", "zarr3", "zarr3://gs://bucket/a"),
+    ("gs://bucket/a/|zarr2:/sub/0/", "zarr2", "zarr2://gs://bucket/a/sub/0"),
+    ("gs://bucket/a%7Czarr:", "zarr", "zarr://gs://bucket/a"),
+    ("n5:///data/a", "n5", "n5://file:///data/a"),
+])
+def test_the_kind_of_a_volume_is_part_of_its_cloudpath(text, kind, url):
+    """Zarr and n5 volumes are named as CloudVolume or Neuroglancer do, and known by one form, which leads back."""
+    path = parse_cloudpath(text)
+    assert (path.kind, path.url) == (kind, url)
+    assert parse_cloudpath(url) == path
+
+
 @pytest.mark.parametrize(("text", "error", "said"), [
     ("", InputError, "expected a cloudpath as in gs://bucket/path"),
     ("precomputed://", InputError, "expected a cloudpath as in gs://bucket/path"),
     ("graphene://https://host/segmentation/table/x", UnsupportedError, "found a graph server's table"),
-    ("zarr://gs://bucket/a", UnsupportedError, "zarr volumes can't be read; expected a Neuroglancer Precomputed"),
-    ("precomputed://zarr2://gs://b/a", UnsupportedError, "zarr2 volumes can't be read"),
-    ("zarr3://gs://bucket/a", UnsupportedError, "zarr3 volumes can't be read"),
-    ("n5://gs://bucket/a", UnsupportedError, "n5 volumes can't be read"),
+    ("boss://collection/a", UnsupportedError, "boss volumes can't be read; expected one of precomputed, zarr, zarr2"),
+    ("gs://bucket/a|nifti:", UnsupportedError, "nifti volumes can't be read"),
+    ("precomputed://zarr2://gs://b/a", UnsupportedError, "precomputed and zarr2 volumes can't be read"),
+    ("gs://bucket/a|zarr3:../b", InputError, "'../b' leads out of the volume"),
+    ("zarr3://", InputError, "expected a cloudpath as in gs://bucket/path"),
 ])
-def test_what_is_no_precomputed_volume_is_refused(text, error, said):
+def test_what_is_no_known_volume_is_refused(text, error, said):
     """A volume of another kind is named as such."""
     with pytest.raises(error) as caught:
         parse_cloudpath(text)

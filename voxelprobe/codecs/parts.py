@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from voxelprobe.arrays import Int64, Voxels
-from voxelprobe.codecs.compression import Content, Layer, make_layers
+from voxelprobe.codecs.compression import Layer, make_layers
+from voxelprobe.codecs.decompressors import Content
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import CorruptDataError, UnsupportedError
 

@@ -25,6 +25,22 @@ class Fields:
             raise InputError(f"{self.where}: expected a text for {name}, found {value!r}")
         return value
 
+    def child(self, name: str) -> Fields:
+        """Return an object inside of this one."""
+        return Fields(self.fields.get(name), f"{self.where}: {name}")
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list of anything."""
+        return parse_list(self.fields.get(name), f"{self.where}: {name}")
+
+    def sizes(self, name: str, count: int | None = None) -> tuple[int, ...]:
+        """Return whole numbers of at least 1, `count` of them."""
+        where = f"{self.where}: {name}"
+        sizes = tuple(_integer(size, where, 1) for size in parse_list(self.fields.get(name), where))
+        if count is not None and len(sizes) != count:
+            raise InputError(f"{where}: expected {count} whole numbers, found {len(sizes)}")
+        return sizes
+
     def integer(self, name: str, at_least: int) -> int:
         """Return a whole number."""
         return _integer(self.fields.get(name), f"{self.where}: {name}", at_least)
@@ -54,3 +70,30 @@ def parse_triple(value: object, where: str, at_least: int | None = None) -> Trip
         raise InputError(f"{where}: expected three whole numbers, found {value!r}")
     return (_integer(value[0], where, at_least), _integer(value[1], where, at_least),
             _integer(value[2], where, at_least))
+
+
+def parse_list(value: object, where: str, count: int | None = None) -> list[Any]:
+    """Return a list of anything, of `count` members."""
+    if not isinstance(value, list | tuple) or (count is not None and len(value) != count):
+        raise InputError(f"{where}: expected a list{'' if count is None else f' of {count}'}, found {value!r}")
+    return list(value)
+
+
+def parse_numbers(value: object, where: str, count: int) -> tuple[float, ...]:
+    """Return `count` finite numbers, as they are written."""
+    numbers = parse_list(value, where, count)
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and -1e15 < v < 1e15 for v in numbers):
+        raise InputError(f"{where}: expected {count} numbers, found {value!r}")
+    return tuple(numbers)
+
+
+def parse_path(value: object, where: str, name: str = "path") -> str:
+    """Return a path below the volume's folder, without slashes at its ends; empty for the folder itself.
+
+    It is joined to the volume's path: it must not lead out of it.
+    """
+    if not isinstance(value, str) or not value.isprintable():
+        raise InputError(f"{where}: expected a path for {name}, found {value!r}")
+    if value.startswith("/") or ":" in value or "\\" in value or ".." in value.split("/"):
+        raise InputError(f"{where}: {name} {value!r} leads out of the volume")
+    return "" if value == "." else value.removeprefix("./").strip("/")

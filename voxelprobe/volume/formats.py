@@ -6,6 +6,7 @@ are encoded is for a point reader.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 
@@ -14,6 +15,10 @@ from voxelprobe.volume.scale import ReadJson, VolumeInfo
 # The format of a cloudpath, as in FORMAT://gs://bucket/path -> its module here.
 FORMATS: Mapping[str, str] = {
     "precomputed": "info",
+    "zarr": "zarr",
+    "zarr2": "zarr2",
+    "zarr3": "zarr3",
+    "n5": "n5",
 }
 
 
@@ -37,5 +42,5 @@ def read_volume(kind: str, read_json: ReadJson, where: str) -> VolumeInfo:
         If it is one that can't be read here.
     """
     module = importlib.import_module(f"voxelprobe.volume.{FORMATS[kind]}")
-    info: VolumeInfo = module.read_info(read_json, where)
+    info: VolumeInfo = module.read_info(functools.cache(read_json), where)
     return info

@@ -11,6 +11,7 @@ import numpy as np
 
 from voxelprobe.arrays import Bool, Int64, UInt64, Voxels
 from voxelprobe.errors import UnsupportedError
+from voxelprobe.sharding.boxes import BoxSharding
 from voxelprobe.sharding.locate import locate_chunks
 from voxelprobe.sharding.spec import Sharding
 from voxelprobe.volume.boxes import BLOCK, Integers, Triple, UInt32, Unsigned, divide, flatten, unravel
@@ -116,9 +117,9 @@ class ChunkGrid:
 class Regions:
     """How the chunks of a scale are cut into regions, the same for every run over the volume.
 
-    Unsharded, a region is a block of `block` chunks; sharded, a shard, cut by the leading `cut_bits`
-    of the minishard number when a shard is large. With a murmur hash a shard is no box, so
-    sharded regions come from the computed numbers only.
+    Unsharded, a region is a block of `block` chunks; so it is where shards are boxes, of whole shards unless a shard
+    is large. Of hashed shards, those in `sharding`, it is one, cut by the leading `cut_bits` of the minishard number
+    when it is large: with a murmur hash a shard is no box, so those regions come from the computed numbers only.
     """
 
     grid: ChunkGrid
@@ -131,7 +132,9 @@ class Regions:
         """Return the regions of a scale."""
         grid = ChunkGrid.of(scale)
         if (spec := scale.sharding) is None:
-            return cls(grid, None, _block_shape(grid.shape), 0)
+            return cls(grid, None, _block_shape(grid.shape, (1, 1, 1)), 0)
+        if isinstance(spec, BoxSharding):
+            return cls(grid, None, _block_shape(grid.shape, spec.shape), 0)
         chunks = math.prod(grid.shape)
         if spec.hash == "identity":
             chunks_a_shard = min(chunks, 1 << min(spec.preshift_bits + spec.minishard_bits, 62))
@@ -205,9 +208,19 @@ def _numbers_of_all(regions: Regions) -> Int64:
     return regions._compute_numbers(np.arange(math.prod(regions.grid.shape)))
 
 
-def _block_shape(shape: Triple) -> Triple:
-    """Return a region's extent in chunks: 8 a side, less in a small volume, more in a huge one."""
-    block = [min(MAX_BLOCK_EDGE, s) for s in shape]
+def _block_shape(chunks: Triple, shard: Triple) -> Triple:
+    """Return a region's extent in chunks: 8 a side, less in a small volume, more in a huge one; whole shards.
+
+    Of shards with very many chunks, a half, a quarter, ….
+    """
+    unit = [min(s, c) for s, c in zip(shard, chunks, strict=True)]
+    edges = [max(1, MAX_BLOCK_EDGE // u) for u in unit]
+    while math.prod(unit) > MAX_CHUNKS_OF_SHARD_REGION and not all(u % 2 for u in unit):
+        axis = max(range(3), key=lambda a: (unit[a] % 2 == 0, unit[a]))
+        unit[axis] //= 2
+        edges = [1, 1, 1]
+    shape = [-(-c // u) for c, u in zip(chunks, unit, strict=True)]
+    block = [min(e, s) for e, s in zip(edges, shape, strict=True)]
 
     def regions() -> int:
         return math.prod(-(-s // b) for s, b in zip(shape, block, strict=True))
@@ -219,4 +232,4 @@ def _block_shape(shape: Triple) -> Triple:
     while regions() > MAX_REGIONS:
         axis = max(range(3), key=lambda a: -(-shape[a] // block[a]))
         block[axis] *= 2
-    return (block[0], block[1], block[2])
+    return (block[0] * unit[0], block[1] * unit[1], block[2] * unit[2])

@@ -35,13 +35,15 @@ class BoxNames:
 class GridNames:
     """Zarr and n5: a prefix, and the place in the grid along each stored axis, as in `c/0/3/1`.
 
+    The grid is that of the stored objects: of the chunks, or of zarr v3's shards.
+
     Attributes
     ----------
     axes
         What each stored axis is, in the stored order: 0, 1, 2 for x, y, z, 3 for the channel; -1 for an axis that has
         one chunk only, whose number is 0.
     num_channel_chunks
-        Chunks along the channel axis.
+        Objects along the channel axis.
     """
 
     prefix: str

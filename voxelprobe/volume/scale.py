@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.errors import InputError
+from voxelprobe.sharding.boxes import BoxSharding
 from voxelprobe.sharding.spec import Sharding
 from voxelprobe.volume.boxes import Triple
 from voxelprobe.volume.names import BoxNames, ChunkNames
@@ -33,13 +35,20 @@ class Scale:
         Voxel size in nm (x, y, z); may be fractional.
     chunk_size
         Voxels a chunk (x, y, z).
+    sharding
+        How chunks lie in shards: in hashed ones of Precomputed, in boxes of zarr v3, or None.
     names
-        What the objects of its chunks are called; of a sharded scale, those of its shards are in `sharding`.
+        What the objects of its chunks are called; of a scale with boxes, those of its shards, by their places in the
+        grid of shards. What hashed shards are called is in `sharding`.
     codecs
         Zarr and n5: what was done to the voxels of a chunk, for the encoding's point reader; see `ChunkLayout`.
     fill_value
         The value of the voxels of a chunk that the store doesn't have, where the format says so; else None, and such
         a chunk is missing.
+    num_parts
+        How many stored objects (or ranges of shards) make a chunk: more than 1 where channels are chunked apart.
+    raw_bytes
+        Bytes of a chunk before it was encoded, where that may be more than its voxels and channels take.
     """
 
     key: str
@@ -51,14 +60,21 @@ class Scale:
     dtype: np.dtype[Any]
     num_channels: int
     block_size: Triple | None = None
-    sharding: Sharding | None = None
+    sharding: Sharding | BoxSharding | None = None
     names: ChunkNames = field(default_factory=BoxNames)
     codecs: str = ""
     fill_value: int | float | None = None
+    num_parts: int = 1
+    raw_bytes: int = 0
 
     def path(self, name: str) -> str:
         """Return the path below the volume's folder of an object of this scale."""
         return f"{self.key}/{name}" if self.key else name
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Return how many bytes a whole chunk has when it is decoded."""
+        return max(self.raw_bytes, math.prod(self.chunk_size) * self.dtype.itemsize * self.num_channels)
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,12 @@ from urllib.parse import unquote
 
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.locations import Location, parse_location
+from voxelprobe.volume.fields import parse_path
 from voxelprobe.volume.formats import FORMATS
+
+# Files that people name where the folder is meant.
+_ZARR = r"(zarr\.json|\.zarray|\.zattrs|\.zgroup)"
+_METADATA = {"precomputed": "info", "zarr": _ZARR, "zarr2": _ZARR, "zarr3": _ZARR, "n5": r"attributes\.json"}
 
 
 def is_graphene(cloudpath: str) -> bool:
@@ -47,18 +52,18 @@ def parse_cloudpath(text: str) -> Cloudpath:
     while match := re.match(r"(precomputed|zarr[23]?|n5|boss|brain)://", cloudpath):
         kinds.append(match[1])
         cloudpath = cloudpath[match.end():]
-    # Neuroglancer's newer form: gs://bucket/path/|zarr3:
-    if match := re.search(r"/*\|(neuroglancer-precomputed|[a-z0-9]+):/?$", cloudpath):
+    # Neuroglancer's newer form, with a path inside or without: gs://bucket/path/|zarr3:s0/
+    if match := re.search(r"/*\|(neuroglancer-precomputed|[a-z0-9]+):([^|]*)$", cloudpath):
         kinds.append(match[1].removeprefix("neuroglancer-"))
-        cloudpath = cloudpath[:match.start()]
+        inside = parse_path(match[2].lstrip("/"), f"volume {text!r}")
+        cloudpath = cloudpath[:match.start()] + ("/" + inside if inside else "")
     unknown = sorted(set(kinds) - set(FORMATS))
     if unknown or len(set(kinds)) > 1:
         raise UnsupportedError(f"{text}: {' and '.join(unknown or kinds)} volumes can't be read; expected one of "
                                f"{', '.join(FORMATS)}")
     kind = kinds[0] if kinds else "precomputed"
     cloudpath = cloudpath.rstrip("/")
-    if kind == "precomputed":
-        cloudpath = re.sub(r"/info$", "", cloudpath)
+    cloudpath = re.sub(f"/{_METADATA[kind]}$", "", cloudpath)
     if not cloudpath:
         raise InputError(f"volume {text!r}: expected a cloudpath as in gs://bucket/path or file:///data/seg")
     return Cloudpath(kind, parse_location(cloudpath))
