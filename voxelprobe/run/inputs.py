@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from voxelprobe.errors import InputError
@@ -34,32 +33,18 @@ def localise_points(location: Location, downloads: Path) -> Path:
         return location.path
     name = location.name
     place = downloads / hashlib.blake2b(location.url.encode(), digest_size=8).hexdigest()
-    if name.lower().endswith(INPUT_SUFFIXES) and not _is_folder(location):
-        return _download(Folder(location.parent, place), name)
-    folder = Folder(location, place / name)
-    parts = _list_parquet(location)
-    for old in (place / name).rglob("*.parquet"):
-        if str(old.relative_to(place / name)) not in parts:
-            old.unlink()
-    for part in parts:
-        _download(folder, part)
+    beside = Folder(location.parent, place)
+    with beside.lock("download.lock", "the download of the same points"):
+        if name.lower().endswith(INPUT_SUFFIXES) and not _is_folder(location):
+            return beside.local_copy(name)
+        folder = Folder(location, place / name)
+        parts = _list_parquet(location)
+        for old in (place / name).rglob("*.parquet"):
+            if str(old.relative_to(place / name)) not in parts:
+                old.unlink()
+        for part in parts:
+            folder.local_copy(part)
     return place / name
-
-
-def _download(folder: Folder, name: str) -> Path:
-    """Return a local copy of an object as it is now: an older one of the same size isn't good enough."""
-    path = folder.path(name)
-    note = path.with_name(f"{path.name}.version")
-    version = folder.version(name)
-    if version is None or not note.exists() or note.read_text() != version:
-        path.unlink(missing_ok=True)
-    folder.local_copy(name)
-    if version is not None:
-        note.write_text(version)
-        # Part of a large file's fingerprint: the same for every download of the same object.
-        moment = int.from_bytes(hashlib.blake2b(version.encode(), digest_size=6).digest(), "big")
-        os.utime(path, ns=(moment, moment))
-    return path
 
 
 def fingerprint_points(path: Path) -> str:

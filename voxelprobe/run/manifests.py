@@ -10,6 +10,11 @@ from typing import Any
 from voxelprobe.errors import TransportError
 from voxelprobe.storage import Folder
 
+# A plan's, which every stage of every group reads: what this process has seen whole in a bucket it doesn't look through
+# each time. What vanishes after that is missed by who needs it.
+_MANY_FILES = 2
+_confirmed: dict[str, bytes] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -32,23 +37,41 @@ class Manifest:
 
 def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], facts: Mapping[str, Any]) -> None:
     """Write a stage's marker; every file that it lists has to be there."""
-    sizes = {file: folder.size(file) for file in files}
-    if missing := sorted(file for file, size in sizes.items() if size is None):
+    states = folder.states(list(files))
+    if missing := sorted(file for file, state in states.items() if state is None):
         raise TransportError(f"{folder.child_url(name)}: {', '.join(missing)} vanished before the marker was written")
-    document = {"key": key, "files": sizes, "facts": facts}
-    folder.write_bytes(name, json.dumps(document, indent=1).encode() + b"\n")
+    found = {file: state for file, state in states.items() if state is not None}
+    document: dict[str, Any] = {"key": key, "files": {file: state.size for file, state in found.items()}}
+    if folder.location.path is None:
+        # Those that the facts are about, should another machine have replaced one since.
+        document["versions"] = {file: folder.written_version(file) or state.version for file, state in found.items()}
+    folder.write_bytes(name, json.dumps(document | {"facts": facts}, indent=1).encode() + b"\n")
 
 
 def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:
-    """Return a stage's marker, or None unless it is whole, made from `key`, and its files are there in full."""
+    """Return a stage's marker, or None unless it is whole, made from `key`, and its files are there in full.
+
+    On a bucket the files have to be the very ones that the marker was written for, too.
+    """
     content = folder.read_bytes(name)
     if content is None:
         return None
     try:
         document = json.loads(content)
         manifest = Manifest(document["key"], dict(document["files"]), dict(document["facts"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        versions = dict(document.get("versions", {}))
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return None
-    if manifest.key != key or any(size is None or folder.size(file) != size for file, size in manifest.files.items()):
+    if manifest.key != key:
         return None
+    place = folder.child_url(name)
+    if _confirmed.get(place) == content:
+        return manifest
+    states = folder.states(list(manifest.files))
+    for file, size in manifest.files.items():
+        state = states[file]
+        if state is None or state.size != size or versions.get(file, state.version) != state.version:
+            return None
+    if folder.location.path is None and len(manifest.files) > _MANY_FILES:
+        _confirmed[place] = content
     return manifest

@@ -35,11 +35,12 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
         values = gather_values(run, plan, result.roots)
         facts = values.facts()
         result.folder.sweep(result.name)
-        with result.folder.new_file(result.name) as path:
+        with result.folder.new_file(result.name, keep=False) as path:
             result.write(path, values.blocks(), board)
+            run.check_points()
         facts |= {
             "output": result.url,
-            "output_version": result.folder.version(result.name),
+            "output_version": result.folder.written_version(result.name),
             "roots_at": None if result.roots is None else result.roots.provenance,
             "rows": plan.facts["rows"],
             "points": values.points,

@@ -109,6 +109,7 @@ def plan_run(run: Run, board: ProgressBoard) -> None:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         facts |= {"points": total, "rows": run.table.num_rows, "seconds": round(time.monotonic() - started, 3)}
+        run.check_points()
         files = [f"plan/{kind}-{group:03d}.parquet" for group in range(count) for kind in ("chunks", "points")]
         write_manifest(run.folder, PLAN_MANIFEST, run.key,
                        [*files, "plan/groups.parquet", "plan/unplaced.parquet"], facts)

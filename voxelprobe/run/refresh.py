@@ -187,7 +187,8 @@ def _write(
         folder.sweep(name)
     changed = first = 0
     with (
-        output[0].new_file(output[1]) as path, changes[0].new_file(changes[1]) as change_path,
+        output[0].new_file(output[1], keep=False) as path,
+        changes[0].new_file(changes[1], keep=False) as change_path,
         open_writer(path, schema, check_output_suffix(output[1])) as writer,
         open_writer(change_path, change_schema, check_output_suffix(changes[1])) as change_writer,
     ):

@@ -58,12 +58,15 @@ class Refresh:
             report = refresh_roots(old, self.at, output=self.output, changes=self.changes, batch_size=batch_size,
                                    concurrency=concurrency)
             self.markers.sweep(self.marker)
-            write_manifest(self.markers, self.marker, key, [], asdict(report) | {"versions": self._versions()})
+            write_manifest(self.markers, self.marker, key, [], asdict(report) | {"versions": self._written()})
         logger.info("%s points have another root: %s; the new table is %s", f"{report.changed:,}",
                     self.changes[0].child_url(self.changes[1]), self.output[0].child_url(self.output[1]))
 
     def _versions(self) -> list[str | None]:
         return [folder.version(name) for folder, name in (self.output, self.changes)]
+
+    def _written(self) -> list[str | None]:
+        return [folder.written_version(name) for folder, name in (self.output, self.changes)]
 
 
 def plan_refresh(table: str, timestamp: str, output: str, changes: str, workspace: str, *, now: float) -> Refresh:

@@ -53,7 +53,9 @@ def pin_roots(run: Run, timestamp: str, stop_layer: int | None) -> RootsAt:
             return RootsAt(Timestamp(int(json.loads(content)["milliseconds"])), stop_layer)
         pinned = parse_timestamp("now", now=now)
         document = {"timestamp": pinned.text, "milliseconds": pinned.milliseconds}
-        run.folder.write_bytes("roots/now.json", json.dumps(document).encode() + b"\n")
+        if not run.folder.write_first("roots/now.json", json.dumps(document).encode() + b"\n"):
+            content = run.folder.read_bytes("roots/now.json") or b""
+            pinned = Timestamp(int(json.loads(content)["milliseconds"]))
         return RootsAt(pinned, stop_layer)
 
 

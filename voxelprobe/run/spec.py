@@ -109,6 +109,12 @@ class Run:
             raise InputError(f"output {output}: expected a local path or a bucket, found a web server")
         return Folder(location.parent, self.folder.path("outputs")), location.name
 
+    def check_points(self) -> None:
+        """Raise `StaleRunError` if the points table was replaced while it was read."""
+        if fingerprint_points(self.points) != self.points_fingerprint:
+            raise StaleRunError(f"points table {self.settings.points}: was changed while the run was reading it; "
+                                "run again")
+
     def lock(self, stage: str) -> AbstractContextManager[None]:
         """Hold a stage of this run for this process."""
         return self.folder.lock(f"locks/{stage}.lock", f"{stage} of the same run")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
+import threading
 from typing import Any
 
 from voxelprobe.errors import AuthorizationError, InputError, TransportError, VoxelProbeError
@@ -132,3 +134,23 @@ def translate_error(error: Exception, what: str) -> VoxelProbeError:
     if isinstance(error, OSError | EOFError) or "Timeout" in name or "Connection" in name:
         return RetryableError(f"{what}: {name}: {error}")
     return TransportError(f"{what}: {name}: {error}")
+
+
+_inherited: list[Any] = []
+
+
+def _forget_connections() -> None:
+    """Let a forked process open connections of its own: on one that it shares, it may get what its parent asked for."""
+    interfaces = sys.modules.get("cloudfiles.interfaces")
+    if interfaces is None:
+        return
+    for name in ("S3_POOL", "GC_POOL"):
+        pool: Any = getattr(interfaces, name)
+        # Kept, and not closed: another thread may have held its locks when we were forked.
+        _inherited.append(pool)
+        setattr(interfaces, name, type(pool)(pool.default_factory))
+    for name in ("S3_BUCKET_POOL_LOCK", "GCS_BUCKET_POOL_LOCK"):
+        setattr(interfaces, name, threading.Lock())
+
+
+os.register_at_fork(after_in_child=_forget_connections)
