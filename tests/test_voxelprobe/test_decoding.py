@@ -13,11 +13,11 @@ from voxelprobe.fetching import fetch_chunks, max_payload_bytes
 from voxelprobe.opening import open_volume
 from voxelprobe.planning import order_by_chunk
 from voxelprobe.records import Status
+from voxelprobe.testing.encoders import LABEL_ENCODINGS as ENCODINGS
 from voxelprobe.testing.volumes import SUFFIXES, chunk_name, compress_bytes, write_volume
 from voxelprobe.transport.protocol import StoredObject
 
 SHAPE, CHUNK, OFFSET = (45, 40, 21), (16, 16, 8), (13, 7, -102)
-ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
 SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 2, "data_encoding": "gzip"}
 
 

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voxelprobe import CorruptDataError, InputError, UnsupportedError, sample_points
+from voxelprobe.testing.encoders import LABEL_ENCODINGS as ENCODINGS
 from voxelprobe.testing.volumes import chunk_name, write_volume
 
 SHAPE, CHUNK, OFFSET = (45, 40, 21), (16, 16, 8), (13, 7, 101)
 END = tuple(o + s for o, s in zip(OFFSET, SHAPE, strict=True))
-ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
 SHARDING = {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3, "data_encoding": "gzip"}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from voxelprobe.testing.encoders import LABEL_ENCODINGS as ENCODINGS
 from voxelprobe.testing.shards import morton_code, shard_of_chunk
 from voxelprobe.testing.volumes import SUFFIXES, chunk_name, iterate_chunks, write_volume
 
-ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
 SHAPE, CHUNK, OFFSET = (37, 20, 21), (16, 16, 8), (13, 7, 102)
 SHARDINGS = {
     "files": None,

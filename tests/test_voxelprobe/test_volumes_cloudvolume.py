@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-ENCODINGS = ["raw", "compressed_segmentation", "crackle", "compresso"]
+from voxelprobe.testing.encoders import LABEL_ENCODINGS as ENCODINGS
+
 IDENTITY = {"@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 1, "minishard_bits": 2,
             "shard_bits": 3, "minishard_index_encoding": "raw", "data_encoding": "raw"}
 SHARDINGS = {

@@ -12,7 +12,8 @@ component and each label among the locations has its own number, so that compone
 looked up by the numbers. What is left undetected is damage that leaves a consistent stream, above all a flipped label;
 and where not all slices are needed, an index that has the sections of a slice begin elsewhere, with its counts right.
 
-Limits: one channel; unsigned integers. `ISOLATED` since the checks are ours and the package's writing isn't.
+Limits: one channel; unsigned integers; not what releases before 2.3.2 wrote wrongly (see `_drop_surplus`).
+`ISOLATED` since the checks are ours and the package's writing isn't.
 """
 
 from __future__ import annotations
@@ -258,10 +259,10 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
                                f"{window_dtype.itemsize} bytes don't make the chunk's {len(payload)} bytes")
     runs = np.frombuffer(payload, window_dtype, (windows_end - windows_at) // window_dtype.itemsize, windows_at)
     num_windows = -(-sx // across) * -(-sy // down) * -(-sz // deep)
-    lengths = np.where(runs & 1, runs >> 1, 1)
-    if window_dtype.itemsize > 4:
-        lengths = lengths.clip(max=num_windows + 1)  # no run can make the sum wrap
-    run_ends = np.cumsum(lengths, dtype=np.int64)
+    run_ends = _end_runs(runs, num_windows)
+    if version == 0 and len(runs) and run_ends[-1] > num_windows:
+        runs = _drop_surplus(runs)
+        run_ends = _end_runs(runs, num_windows)
     if len(run_ends) == 0 or run_ends[-1] != num_windows:
         raise CorruptDataError(f"compresso: expected {num_windows} windows, found {run_ends[-1:].sum()}")
     label_ends = location_ends = None
@@ -280,3 +281,20 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
         np.frombuffer(payload, layout.dtype, num_locations, locations_at),
         runs, run_ends, label_ends, location_ends,
     )
+
+
+def _end_runs(runs: np.ndarray[Any, Any], num_windows: int) -> Int64:
+    """Return where each run of windows ends."""
+    lengths = np.where(runs & 1, runs >> 1, 1)
+    if runs.dtype.itemsize > 4:
+        lengths = lengths.clip(max=num_windows + 1)  # no run can make the sum wrap
+    return np.cumsum(lengths, dtype=np.int64)
+
+
+def _drop_surplus(runs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the runs without what releases before 2.3.2 wrote too many after full ones, if that moved no boundary."""
+    surplus = np.flatnonzero(runs == 0)
+    if len(surplus) == 0 or surplus[0] == 0 or (runs[surplus - 1] != np.iinfo(runs.dtype).max).any():
+        return runs
+    boundaries = np.flatnonzero((runs & 1 == 0) & (runs != 0))
+    return runs if boundaries.max(initial=-1) > surplus[0] else runs[runs != 0]

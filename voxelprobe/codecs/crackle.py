@@ -8,13 +8,13 @@ The package compares a slice's checksum (of the decoded components, which it alo
 drops: a damaged slice comes back as zeros, and the labels' checksum isn't compared at all. So here the package decodes
 a small stream made of the slices needed, in which each component has its own number for a label. Those numbers are what
 the checksum is of; the labels are then looked up by them. An answer from format 1 is the original's, whatever was
-damaged, or a `CorruptDataError`. Format 0 has no checksums: there, damaged bytes may give wrong labels.
-
-What the checks cost is in docs/design/004-point-readers.md.
+damaged, or a `CorruptDataError`. Format 0 has no checksums: there, damaged bytes may give wrong labels. What the checks
+cost is in docs/design/004-point-readers.md.
 
 A damaged crack code may make the package write outside its arrays: hence `ISOLATED`, and a worker that met a
-`CorruptDataError` must not be used further. Limits: one channel; integers; a grid of one cell a slice, as all writers
-have it.
+`CorruptDataError` must not be used further.
+Limits: one channel; integers; what releases wrote that the package still reads: 0.4 to 0.16 (format 0) and from 0.18
+(format 1), so no pins of fixed width, and one cell a slice. Others contradict the format (docs/encodings.md).
 """
 
 from __future__ import annotations
@@ -174,8 +174,10 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
     sx, sy, sz = size
     label_format, order = fields >> 5 & 3, fields >> 9 & 15
     if label_format not in (_FLAT, _CONDENSED_PINS) or 1 << log_grid < max(sx, sy):
-        raise UnsupportedError(f"crackle: label format {label_format} with a grid of 2^{log_grid} voxels can't be read")
-    model_bytes = 4**order * 5 // 8 if order else 0
+        name = ("flat labels", "pins of fixed width", "condensed pins", "labels of format 3")[label_format]
+        raise UnsupportedError(f"crackle: {name} with cells of 2^{log_grid} voxels in slices of {sx} x {sy} can't be "
+                               f"read, and no release of crackle-codec writes them")
+    model_bytes = (4**order * 5 + 4) // 8 if order else 0  # 5 bits a row; order 1 ends inside a byte
     sums_bytes = 4 + 4 * sz if version == 1 else 0
     labels_at = index_at + 4 * sz + (4 if version == 1 else 0)
     codes_at = labels_at + label_bytes + model_bytes
