@@ -26,7 +26,7 @@ MAX_GROUPS = 256
 _CHUNKS_A_GROUP = 512
 _MIN_GROUPS = 4
 _MIN_CHUNKS_TO_CUT = 16
-# A point costs about this much of a chunk (benchmarks/crossovers.py).
+# A point costs about this much of a chunk (benchmarks/crossovers).
 _CHUNKS_A_POINT = 1 / 2000
 # Batches' regions are summed up when they are so many more than the regions there are.
 _TALLIED = 1 << 18

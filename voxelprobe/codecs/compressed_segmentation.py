@@ -27,7 +27,7 @@ from voxelprobe.errors import CorruptDataError, UnsupportedError
 
 ISOLATED = False
 
-# Up to this many labels the loop is faster than numpy's cost a call. Measured by benchmarks/crossovers.py: 30 labels
+# Up to this many labels the loop is faster than numpy's cost a call. Measured by benchmarks/crossovers: 30 labels
 # take 23 microseconds in the loop and 28 in numpy, 100 take 78 and 29.
 _FEW_LABELS = 32
 _VALID_BITS = (0, 1, 2, 4, 8, 16, 32)

@@ -1,4 +1,4 @@
-"""What K voxels of a raw chunk cost by byte ranges, against the whole chunk: `python -m benchmarks.crossovers_ranges`.
+"""What K voxels of a raw chunk cost by byte ranges, against the whole chunk: `python -m benchmarks.crossovers.ranges`.
 
 Prints microseconds of CPU a chunk for both ways, by turns, from a local disk and from a store on the loopback, and
 their ratio. Whole chunks go through the cache on a disk, as in a run. The points are random: about one range each.
