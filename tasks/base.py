@@ -32,7 +32,8 @@ class RunTask(luigi.Task):
     volume = luigi.Parameter(
         default="",
         description="Volume to read: gs://…, s3://…, https://…, file://… or mem://…, with or without precomputed:// "
-        "in front, or with zarr://, zarr2://, zarr3:// or n5://; or graphene://https://HOST/segmentation/table/NAME. Required.",
+        "in front, or with zarr://, zarr2://, zarr3:// or n5://; or "
+        "graphene://https://HOST/segmentation/table/NAME. Required.",
     )
     points = luigi.Parameter(
         default="",
