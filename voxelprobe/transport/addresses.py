@@ -64,6 +64,8 @@ def _ask_cloud_files(url: str) -> Address:
     try:
         path = paths.extract(url)
     except Exception as error:
-        raise InputError(f"{url}: cloud-files can't open it: {type(error).__name__}: {error}") from error
+        # Its message is a page of help, in colours.
+        raise InputError(f"{url}: cloud-files can't open it ({type(error).__name__}); expected gs://, s3://, https://, "
+                         "file://, mem:// or one of its aliases") from error
     folder = (path.path or "").rstrip("/")
     return Address(path.protocol, path.bucket or "", folder, path.host, path.alias or "aws")
