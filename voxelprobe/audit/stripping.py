@@ -80,9 +80,20 @@ def _read_brotli(content: bytes, most: int) -> bytes:
 def _read_zstd(content: bytes, most: int) -> bytes:
     import zstandard
 
+    pieces: list[bytes] = []
+    total = begin = 0
+    stripper = None
     try:
-        with zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True) as file:
-            return _read_to_end(file.read, most)
+        # In small pieces, for its output can't be limited; not as a file, for that takes a cut frame for its end.
+        while begin < len(content) and total < most:
+            stripper = stripper or zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(stripper.decompress(content[begin : begin + 2048]))
+            total += len(pieces[-1])
+            begin += min(2048, len(content) - begin) - len(stripper.unused_data)
+            stripper = None if stripper.eof else stripper
+        if stripper is not None and total < most:
+            raise EOFError("it ends early")
+        return b"".join(pieces)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
 
