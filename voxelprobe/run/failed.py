@@ -44,6 +44,7 @@ def write_failed(run: Run, execution: str) -> dict[str, Any]:
         return {"points": 0, "table": None}
     with run.lock("failed"):
         run.folder.sweep(FAILED)
+        run.folder.sweep("failed/*")
         with run.folder.new_file(FAILED) as path:
             _write(run, letters or _Letters.none(), str(path))
     return {"points": 0 if letters is None else len(letters.points), "table": place if letters is not None else None}

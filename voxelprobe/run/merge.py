@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from voxelprobe.run.audit_check import check_table, read_mismatches
+from voxelprobe.run.audit_check import MISMATCHES, check_table, read_mismatches
 from voxelprobe.run.audit_sample import AuditExtent, parse_audit
 from voxelprobe.run.failed import write_failed
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
@@ -49,7 +49,7 @@ def merge_run(
     with run.lock(f"merge-{stem}"):
         started = time.monotonic()
         plan = expect_plan(run)
-        for leftover in (result.marker, REPORT):
+        for leftover in (result.marker, REPORT, MISMATCHES):
             run.folder.sweep(leftover)
         values = gather_values(run, plan, result.roots)
         facts = values.facts()
