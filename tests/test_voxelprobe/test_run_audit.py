@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from voxelprobe.cache.protocol import ChunkCache
-from voxelprobe.errors import AuditError
+from voxelprobe.errors import AuditError, InputError
 from voxelprobe.records import PLACE, POINT, read_columns, write_columns
 from voxelprobe.run.audit import audit_run, read_audited
 from voxelprobe.run.audit_check import MISMATCHES
@@ -390,6 +390,22 @@ def test_corrupt_chunks_are_not_compared(tmp_path: Path) -> None:
     assert audit["unread"] == 1
     assert 0 < audit["compared"] < 400
     assert read_decoded(audited.run, 0) is not None
+
+
+@pytest.mark.parametrize("change", [{"key": "../other/4_4_40"}, {"key": "/etc"}, {"key": "5_5_40"},
+                                    {"chunk_sizes": [[0, 8, 8]]}, {"size": [1, 1, 1]}, {"encoding": "crackle"}])
+def test_an_info_that_changed_since(change: dict[str, Any], tmp_path: Path) -> None:
+    """An `info` that names another folder when it is read again is refused before anything is read from there."""
+    for name in ("seg", "other"):
+        write_volume(tmp_path / name, make_array("raw"), chunk_size=CHUNK, voxel_offset=OFFSET)
+    audited = Audited(tmp_path)
+    run = audited.run
+    plan_run(run, audited.board)
+    info = json.loads((tmp_path / "seg/info").read_text())
+    info["scales"][0] |= change
+    (tmp_path / "seg/info").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="as when the run began, found"):
+        audit_run(run, parse_audit("all"), threads=4)
 
 
 def test_volumes_that_nobody_else_reads(tmp_path: Path) -> None:

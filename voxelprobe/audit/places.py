@@ -83,7 +83,8 @@ def read_scale(document: Mapping[str, Any], mip: int, coord_resolution: str | No
         x, y, z = (of / to for of, to in zip(unit, own, strict=True))
         block = scale.get("compressed_segmentation_block_size")
         return AuditedScale(
-            scale["key"], _triple(scale["size"]), _triple(scale.get("voxel_offset", (0, 0, 0))),
+            scale["key"].removeprefix("./").strip("/"), _triple(scale["size"]),
+            _triple(scale.get("voxel_offset", (0, 0, 0))),
             _triple(scale["chunk_sizes"][0]), (x, y, z), scale.get("encoding", "raw").lower(),
             document["data_type"].lower(), int(document["num_channels"]), None if block is None else _triple(block),
             scale.get("sharding"),

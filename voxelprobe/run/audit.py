@@ -16,7 +16,7 @@ import numpy as np
 
 from voxelprobe.arrays import Int64, to_arrow
 from voxelprobe.audit.decoders import explain_decoder
-from voxelprobe.audit.places import Place, find_place, read_scale
+from voxelprobe.audit.places import AuditedScale, Place, find_place, read_scale
 from voxelprobe.audit.reading import AuditedPoints, read_places
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.graphene.table import fetch_table
@@ -93,10 +93,13 @@ class Auditor:
             raise UnsupportedError(f"{run.volume.cloudpath.kind} volumes have one reader only, ours")
         self.run = run
         self.source = run.volume.open_source(threads=threads)
-        self.scale = read_scale(_fetch_info(run, self.source), run.volume.mip, run.settings.coord_resolution,
-                                run.volume.url)
-        self.way = explain_decoder(self.scale)
         self._threads = threads
+        try:
+            self.scale = self._read_scale()
+            self.way = explain_decoder(self.scale)
+        except BaseException:
+            self.source.close()
+            raise
 
     def read(self, points: Int64) -> AuditedPoints:
         """Return what is at points by their numbers, shape (n,), ascending."""
@@ -109,6 +112,19 @@ class Auditor:
     def close(self) -> None:
         """Release connections."""
         self.source.close()
+
+    def _read_scale(self) -> AuditedScale:
+        run = self.run
+        now = read_scale(_fetch_info(run, self.source), run.volume.mip, run.settings.coord_resolution, run.volume.url)
+        # What was refused when the run began is not to come in by this door.
+        began = run.volume.scale
+        expected = (began.key, began.size, began.voxel_offset, began.chunk_size, began.encoding, began.dtype.name,
+                    began.num_channels)
+        found = (now.key, now.size, now.voxel_offset, now.chunk_size, now.encoding, now.data_type, now.channels)
+        if found != expected:
+            raise InputError(f"{run.volume.url}/info: expected the scale {expected} as when the run began, "
+                             f"found {found}")
+        return now
 
 
 def coordinates_of(run: Run, points: Int64) -> Iterator[list[Any] | None]:
