@@ -3,7 +3,8 @@
     SamplePoints ── MergeTable ── DecodePoints(0) ── FetchChunks(0) ── PlanChunkGroups
                         │                                                 │
                         ├──────── DecodePoints(1) ── FetchChunks(1) ──────┤
-                        └──────── …                                       │
+                        ├──────── …                                       │
+                        └──────── AuditPoints ────────────────────────────┤
                                        points table, volume's info ───────┘
 
 `PlanChunkGroups` decides how many groups there are, so they appear once there is a plan. For graphene volumes
@@ -16,6 +17,7 @@ from luigi.tools.range import RangeDaily  # for `--module pipeline RangeDaily --
 from pipeline.console import set_up_logging
 from pipeline.sample_points import SamplePoints
 from pipeline.settings import apply_defaults
+from tasks.audit import AuditPoints
 from tasks.decode import DecodePoints
 from tasks.fetch import FetchChunks
 from tasks.merge import MergeTable, SampleChunkGroup
@@ -23,12 +25,13 @@ from tasks.plan import PlanChunkGroups
 from tasks.refresh import RefreshRoots, RefreshRootsOfDay
 from tasks.resolve import ResolveRoots
 
-STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, ResolveRoots, SampleChunkGroup, MergeTable]
+STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, ResolveRoots, SampleChunkGroup, AuditPoints, MergeTable]
 
 apply_defaults(SamplePoints.__name__, [stage.__name__ for stage in STAGES])
 set_up_logging()
 
 __all__ = [
+    "AuditPoints",
     "DecodePoints",
     "FetchChunks",
     "MergeTable",

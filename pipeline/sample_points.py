@@ -21,11 +21,13 @@ class SamplePoints(OutputTask):
         return [self.clone(MergeTable)]
 
     def is_done(self) -> bool:
-        """Return whether the table is there, with every chunk read."""
-        from voxelprobe.run.merge import read_merged
+        """Return whether the table is there, with every chunk read and audited."""
+        from voxelprobe.run.merge import is_audited, read_merged
 
-        manifest = read_merged(self.result())
-        return manifest is not None and not manifest.facts["corrupt"]
+        result = self.result()
+        manifest = read_merged(result)
+        return (manifest is not None and not manifest.facts["corrupt"]
+                and is_audited(manifest, result, self.audit_extent()))
 
     def work(self) -> None:
         """Print the summary, and fail if a chunk could not be read."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import luigi
 
+from tasks.failures import remember_run
 from voxelprobe.errors import InputError, VoxelProbeError
 from voxelprobe.processes import die_with_parent
 
@@ -21,6 +22,7 @@ _MAIN_PROCESS = os.getpid()
 
 DEFAULT_CACHE_BYTES = 20 << 30
 DEFAULT_FETCH_THREADS = 64
+DEFAULT_AUDIT = "1000"
 # Measured by benchmarks/graphene.py: within 5 % of the best over a network, and below 1 MB a request.
 DEFAULT_GRAPHENE_BATCH_SIZE = 50_000
 DEFAULT_GRAPHENE_CONCURRENCY = 2
@@ -153,6 +155,23 @@ class OutputPathParameter(luigi.Parameter):
         return OutputPath(x)
 
 
+class AuditedTask(RunTask):
+    """A stage that knows how much is read again to be sure."""
+
+    audit = luigi.Parameter(
+        default=DEFAULT_AUDIT,
+        significant=False,
+        description="Points to read again from the store in another way and compare before the table is published: "
+        "so many, in at most one chunk for 16 of them and at most a twentieth of the run's chunks; all; or 0 for none.",
+    )
+
+    def audit_extent(self) -> Any:
+        """Return how much is audited (`voxelprobe.run.audit_sample.AuditExtent`)."""
+        from voxelprobe.run.audit_sample import parse_audit
+
+        return parse_audit(self.audit)
+
+
 class RootsTask(RunTask):
     """A stage that depends on the roots that are asked for. Without a graph these parameters mean nothing."""
 
@@ -200,7 +219,7 @@ class RootsTask(RunTask):
         return pin_roots(self.engine_run, self.timestamp, int(self.stop_layer) if self.stop_layer else None)
 
 
-class OutputTask(RootsTask):
+class OutputTask(RootsTask, AuditedTask):
     """A stage that leaves the result table."""
 
     output = OutputPathParameter(  # type: ignore[assignment]  # see OutputPath
@@ -249,7 +268,9 @@ def _open_once(
         for name, value in (("volume", volume), ("points", points)):
             if not value:
                 raise InputError(f"--{name} is missing; see luigi --module pipeline SamplePoints --help")
-        return open_run(RunSettings(volume, points, workspace, mip, coord_resolution or None, point_columns,
-                                    missing_chunks))
+        run = open_run(RunSettings(volume, points, workspace, mip, coord_resolution or None, point_columns,
+                                   missing_chunks))
     except VoxelProbeError as error:
         return error
+    remember_run(run, _EXECUTION)
+    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tasks.base import GroupTask
+from tasks.failures import noting_failure
 from tasks.fetch import FetchChunks
 
 
@@ -28,5 +29,6 @@ class DecodePoints(GroupTask):
         from voxelprobe.run.groups import decode_group
 
         self.check_group()
-        decode_group(self.engine_run, self.group, self.chunk_cache(), threads=self.fetch_threads,
-                     board=self.board(), execution=self.execution)
+        with noting_failure(self.engine_run, self.group, self.execution):
+            decode_group(self.engine_run, self.group, self.chunk_cache(), threads=self.fetch_threads,
+                         board=self.board(), execution=self.execution)

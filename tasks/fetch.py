@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tasks.base import GroupTask
+from tasks.failures import noting_failure
 from tasks.plan import PlanChunkGroups
 
 
@@ -26,4 +27,6 @@ class FetchChunks(GroupTask):
         from voxelprobe.run.groups import fetch_group
 
         self.check_group()
-        fetch_group(self.engine_run, self.group, self.chunk_cache(), threads=self.fetch_threads, board=self.board())
+        with noting_failure(self.engine_run, self.group, self.execution):
+            fetch_group(self.engine_run, self.group, self.chunk_cache(), threads=self.fetch_threads,
+                        board=self.board())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tasks.audit import AuditPoints
 from tasks.base import GroupTask, OutputTask, RootsTask, RunTask
 from tasks.decode import DecodePoints
 from tasks.plan import PlanChunkGroups
@@ -35,13 +36,14 @@ class MergeTable(OutputTask):
     """Put the labels and roots back beside the user's rows."""
 
     def requires(self) -> list[RunTask]:
-        """Need the plan, or once there is one every group of it; nothing if the result can't be, which `run` says."""
+        """Need the plan, or once there is one every group and the audit; nothing where there can be no result."""
         try:
             self.result()
+            self.audit_extent()
         except VoxelProbeError:
             return []
         plan = self.clone(PlanChunkGroups)
-        return self._groups() if plan.complete() else [plan]
+        return [*self._groups(), *self._audit()] if plan.complete() else [plan]
 
     def deps(self) -> list[RunTask]:
         """Need just the plan, as far as Luigi's worker goes.
@@ -52,12 +54,14 @@ class MergeTable(OutputTask):
         return [self.clone(PlanChunkGroups)] if self.requires() else []
 
     def is_done(self) -> bool:
-        """Return whether the table is there in full, corrupt chunks having been tried in this execution."""
+        """Return whether the table is there in full and audited, corrupt chunks having been tried in this execution."""
         from voxelprobe.run.groups import is_due
-        from voxelprobe.run.merge import read_merged
+        from voxelprobe.run.merge import is_audited, read_merged
 
-        manifest = read_merged(self.result())
-        return manifest is not None and not is_due(manifest, self.execution)
+        result = self.result()
+        manifest = read_merged(result)
+        return (manifest is not None and not is_due(manifest, self.execution)
+                and is_audited(manifest, result, self.audit_extent()))
 
     def work(self) -> Iterator[Any]:
         """Have all groups done, then merge."""
@@ -66,7 +70,7 @@ class MergeTable(OutputTask):
         from voxelprobe.run.plan import read_plan
         from voxelprobe.run.roots import warn_of_roots
 
-        result = self.result()
+        result, audit = self.result(), self.audit_extent()
         result.check_columns()
         board, plan, groups = self.board(), read_plan(self.engine_run), self._groups()
         if plan is not None and not all(group.complete() for group in groups):
@@ -74,8 +78,11 @@ class MergeTable(OutputTask):
             expect_groups(self.engine_run, board, plan.facts["chunks_of_group"])
             if result.roots is not None:
                 warn_of_roots(self.engine_run, result.roots)
-        yield groups
-        merge_run(result, board=board, execution=self.execution)
+        yield [*groups, *self._audit()]
+        merge_run(result, board=board, execution=self.execution, audit=audit, threads=self.fetch_threads)
+
+    def _audit(self) -> list[RunTask]:
+        return [] if self.audit_extent().points == 0 else [self.clone(AuditPoints)]
 
     def _groups(self) -> list[RunTask]:
         from voxelprobe.run.plan import read_plan

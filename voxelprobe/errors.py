@@ -27,5 +27,9 @@ class AuthorizationError(TransportError):
     """A store refused us: not retried; the message says which credentials are missing."""
 
 
+class AuditError(VoxelProbeError):
+    """A label is not what an independent reading finds: nothing is published; the message says what to look at."""
+
+
 class StaleRunError(VoxelProbeError):
     """The run's folder was made with other parameters or from another input."""

@@ -67,11 +67,12 @@ def test_an_edited_marker_is_no_marker(parameters: dict[str, Any]) -> None:
 
 
 def test_the_graph_grows_with_the_plan(parameters: dict[str, Any]) -> None:
-    """Before the plan the merge needs the plan; after it, every group, each with its stages."""
+    """Before the plan the merge needs the plan; after it, every group, each with its stages, and the audit."""
     merge = pipeline.MergeTable(**parameters)
     assert [type(task).__name__ for task in merge.requires()] == ["PlanChunkGroups"]
     assert build(merge.clone(pipeline.PlanChunkGroups))
-    groups = merge.requires()
+    *groups, audit = merge.requires()
+    assert type(audit).__name__ == "AuditPoints"
     assert len(groups) > 1
     assert {type(task).__name__ for task in groups} == {"DecodePoints"}
     assert type(groups[0].requires()).__name__ == "FetchChunks"

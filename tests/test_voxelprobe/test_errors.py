@@ -12,6 +12,7 @@ BASES = {
     errors.CorruptDataError: (errors.VoxelProbeError, ValueError),
     errors.TransportError: (errors.VoxelProbeError, OSError),
     errors.AuthorizationError: (errors.TransportError,),
+    errors.AuditError: (errors.VoxelProbeError,),
     errors.StaleRunError: (errors.VoxelProbeError,),
     RetryableError: (errors.TransportError,),
 }

@@ -23,6 +23,7 @@ from voxelprobe.points import open_points
 from voxelprobe.records import STATUS_LABELS, Status, write_columns
 from voxelprobe.resolving import ResolvedRoots
 from voxelprobe.run import blocks, groups, result, values
+from voxelprobe.run.audit_sample import AuditExtent
 from voxelprobe.run.manifests import read_manifest
 from voxelprobe.run.merge import merge_run, read_merged
 from voxelprobe.run.plan import plan_run, read_jobs, read_plan
@@ -119,7 +120,8 @@ class World:
     def merge(self, name: str = "out.parquet", roots: RootsAt | None = None, batch_rows: int = 1 << 20) -> Path:
         """Return the result, merged."""
         path = self.folder / name
-        merge_run(open_result(self.open(batch_rows), str(path), roots), board=self.board, execution="e")
+        merge_run(open_result(self.open(batch_rows), str(path), roots), board=self.board, execution="e",
+                  audit=AuditExtent(0), threads=1)
         return path
 
     def check(self, path: Path, roots: bool = False) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
+from voxelprobe.run.audit_check import MISMATCHES, check_table, read_mismatches
+from voxelprobe.run.audit_sample import AuditExtent, parse_audit
+from voxelprobe.run.failed import write_failed
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.plan import expect_plan
 from voxelprobe.run.progress import ProgressBoard
@@ -23,14 +26,30 @@ def read_merged(result: Result) -> Manifest | None:
     return manifest
 
 
-def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
-    """Write the result table of a run whose groups are all done, its report, and then the marker."""
+def is_audited(manifest: Manifest, result: Result, extent: AuditExtent) -> bool:
+    """Return whether a table was held against an audit of this extent or a larger one, and nothing was wrong since."""
+    done = manifest.facts.get("audit", {}).get("asked", "0")
+    return parse_audit(done).covers(extent.text) and (extent.points == 0 or not read_mismatches(result.run))
+
+
+def merge_run(
+    result: Result, *, board: ProgressBoard, execution: str, audit: AuditExtent, threads: int
+) -> None:
+    """Write the result table of a run whose groups are all done, its report, and then the marker.
+
+    The table gets its name once it agrees with the audit.
+
+    Raises
+    ------
+    AuditError
+        If it doesn't.
+    """
     run = result.run
     stem = result.marker.rsplit("/", 1)[-1].removesuffix(".json")
     with run.lock(f"merge-{stem}"):
         started = time.monotonic()
         plan = expect_plan(run)
-        for leftover in (result.marker, REPORT):
+        for leftover in (result.marker, REPORT, MISMATCHES):
             run.folder.sweep(leftover)
         values = gather_values(run, plan, result.roots)
         facts = values.facts()
@@ -38,6 +57,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
         with result.folder.new_file(result.name, keep=False) as path:
             result.write(path, values.blocks(), board)
             run.check_points()
+            facts["audit"] = check_table(result, path, audit, threads=threads)
         facts |= {
             "output": result.url,
             "output_version": result.folder.written_version(result.name),
@@ -47,6 +67,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
             "execution": execution,
             "seconds": round(time.monotonic() - started, 3),
         }
+        facts["failed"] = write_failed(run, execution)
         write_report(result, plan, facts)
         write_manifest(run.folder, result.marker, run.key, [], facts)
         logger.info("merged %s rows into %s, %.1f s", f"{facts['rows']:,}", result.url, time.monotonic() - started)

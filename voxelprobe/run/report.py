@@ -30,6 +30,8 @@ def write_report(result: Result, plan: Manifest, merged: Mapping[str, Any]) -> N
         "provenance": result.provenance,
         "result": {name: merged[name] for name in ("output", "points", "rows", "labels", "roots", "background",
                                                    "status", "corrupt")},
+        "audit": merged["audit"],
+        "failed": merged["failed"],
         "groups": len(groups),
         "fetch": {name: sum(facts[name] for facts in fetched) for name in names},
         "resolve": {name: sum(facts[name] for facts in resolved)
@@ -72,5 +74,16 @@ def format_report(run: Run) -> str:
         lines[2] = f"labels   {result['labels']:,} supervoxels{background}, {result['roots']:,} roots"
         lines.insert(-1, f"graph    {resolve['asked']:,} of {resolve['supervoxels']:,} supervoxels asked for in "
                          f"{resolve['requests']:,} requests, {resolve['unresolved']:,} without a root")
+    lines.insert(-1, _format_audit(report["audit"]))
     lines += [f"corrupt  {chunk}: {message}" for chunk, message in sorted(result["corrupt"].items())]
+    if report["failed"]["points"]:
+        lines.append(f"failed   {report['failed']['points']:,} points, listed in {report['failed']['table']}")
     return "\n".join(lines)
+
+
+def _format_audit(audit: Mapping[str, Any]) -> str:
+    if audit["not_audited"]:
+        return f"audit    none: {audit['not_audited']}"
+    unread = f", {audit['unread']:,} chunks unreadable" if audit["unread"] else ""
+    return (f"audit    {audit['compared']:,} points in {audit['chunks']:,} chunks read again by {audit['way']}, "
+            f"{audit['mismatches']:,} differ{unread} ({audit['seconds']:.1f} s)")
