@@ -27,6 +27,7 @@ from typing import Any
 import google_crc32c
 
 from voxelprobe.errors import TransportError
+from voxelprobe.local_files import open_lock
 from voxelprobe.transport.protocol import StoredObject
 
 TABLE = "chunks"
@@ -124,7 +125,7 @@ class RegionFile:
     @contextlib.contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
         # A file of its own: closing any handle of the database's file would drop SQLite's own locks.
-        with open(self._path.with_suffix(".lock"), "ab") as lock:
+        with open_lock(self._path.with_suffix(".lock")) as lock:
             fcntl.flock(lock, mode)
             os.utime(lock.fileno())
             yield
