@@ -62,6 +62,13 @@ class Reach:
         return f"{how} leads to {address}, a {kind} address; only a user can name one"
 
 
+class _Handed(socket.socket):
+    """A socket that pycurl takes a copy of and then forgets."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def open_socket(address: Any) -> socket.socket:
     """Return a socket for an address as libcurl describes it."""
-    return socket.socket(address.family, address.socktype, address.protocol)
+    return _Handed(address.family, address.socktype, address.protocol)
