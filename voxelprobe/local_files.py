@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from voxelprobe.errors import InputError, TransportError
+
+# Beyond that nobody runs out of descriptors, and counting them takes long.
+_MOST_COUNTED = 1 << 16
+_FEW = 8
 
 
 def open_lock(path: Path) -> BinaryIO:
@@ -44,3 +49,17 @@ def private_folder(path: Path) -> Path:
         raise InputError(f"{path}: expected a folder of this user's alone (mode 700), found {found}; remove it, or set "
                          "TMPDIR to a folder that nobody else writes to")
     return path
+
+
+def describe_open_files() -> str:
+    """Return how many files this process has open if that is nearly all that it may, for a message; else ""."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most > _MOST_COUNTED:
+        return ""
+    count = 0
+    for number in range(most):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            count += 1
+    # Whoever failed has closed its own by now.
+    return f" ({count} of at most {most} files are open: raise `ulimit -n`)" if count >= most - _FEW else ""

@@ -342,6 +342,27 @@ def test_a_service_account(end: str, cli: Any, shim: Any, volume: Path, points: 
         assert "google-secret.json" in outcome.err
 
 
+def test_csv_for_spreadsheets(cli: Any, volume: Path, array: Any, write_points: Any) -> None:
+    """Asked for, the texts of a CSV are guarded; the flag changes the table and not the run: nothing is read again."""
+    import pyarrow as pa
+
+    table = pa.table({"x": [1, 2], "y": [3, 4], "z": [5, 6], "=note": ["=1+1", "plain"], "shift": [-1, -2]})
+    points, output = write_points(cli.folder / "p.parquet", table), cli.folder / "out.csv"
+    contents = []
+    for flag in ({}, {"csv_safe": True}, {"csv_safe": True}, {}):
+        outcome = cli.run(volume=volume, points=points, output=output, **flag)
+        assert outcome.code == 0, outcome.err
+        contents.append(output.read_bytes())
+        assert ("nothing to do" in outcome.err) == (len(contents) == 3)
+        assert ("fetched" in outcome.err) == (len(contents) == 1)
+    plain, safe, again, back = contents
+    assert (plain, safe) == (back, again)
+    assert safe == plain.replace(b"=note", b"'=note").replace(b'"=1+1"', b"\"'=1+1\"")
+    assert f'"{array[1, 3, 5]}"'.encode() not in safe
+    assert f"{array[1, 3, 5]}".encode() in safe
+    assert b",-1," in safe
+
+
 @pytest.fixture
 def luigid(tmp_path: Path) -> Iterator[int]:
     with socket.socket() as probe:

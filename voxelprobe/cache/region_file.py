@@ -27,7 +27,7 @@ from typing import Any
 import google_crc32c
 
 from voxelprobe.errors import TransportError
-from voxelprobe.local_files import open_lock
+from voxelprobe.local_files import describe_open_files, open_lock
 from voxelprobe.transport.protocol import StoredObject
 
 TABLE = "chunks"
@@ -140,7 +140,7 @@ class RegionFile:
             # A damaged header may forbid writing to a file that we may write to.
             forbidden = code & 0xFF != sqlite3.SQLITE_READONLY or not os.access(self._path, os.W_OK)
             if code & 0xFF in _DISK_ERRORS and code != sqlite3.SQLITE_IOERR_SHORT_READ and forbidden:
-                raise TransportError(f"chunk cache {self._path}: {error}") from error
+                raise TransportError(f"chunk cache {self._path}: {error}{describe_open_files()}") from error
             raise DamagedRegionError(str(error)) from error
         except (TypeError, ValueError) as error:
             # A flipped bit makes a text or a number of a blob, or a message of bytes that are no text.
