@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-graphene test check lint bench clean
+.PHONY: demo demo-graphene test check lint audit bench clean
 
 # The stamps: an environment is remade when what it is made from changes.
 $(VENV)/.demo: pyproject.toml
@@ -38,6 +38,11 @@ test: $(VENV)/.test
 ## Time the pipeline against TensorStore and CloudVolume, in one run. VOXELPROBE_PINKY40 may name a real segmentation.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+## Ask PyPI's advisory service for known holes in what is installed. Where it can't be reached, it says so of each package.
+audit: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip_audit --strict --skip-editable
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

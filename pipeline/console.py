@@ -6,7 +6,14 @@ import logging
 import sys
 from types import TracebackType
 
-from voxelprobe.errors import VoxelProbeError
+from voxelprobe.errors import VoxelProbeError, printable
+
+
+class _PlainFormatter(logging.Formatter):
+    """Lines of the log that no data can forge: what follows a line end is set in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record)).replace("\n", "\n    ")
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -23,7 +30,7 @@ def _shorten(record: logging.LogRecord) -> bool:
     """Say an error of ours in its own words, without the way through Luigi that it took."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, VoxelProbeError):
-        record.msg, record.args = "%s", (error,)
+        record.msg, record.args = "%s", (str(error).replace("\n", "\n    "),)
         record.exc_info = record.exc_text = None
     return True
 
@@ -40,7 +47,7 @@ def set_up_logging() -> None:
     logger = logging.getLogger("voxelprobe")
     if not logger.handlers:
         handler = _ConsoleHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     logging.getLogger("luigi-interface").addFilter(_shorten)

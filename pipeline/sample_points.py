@@ -8,7 +8,7 @@ import luigi
 
 from tasks.base import OutputTask
 from tasks.merge import MergeTable
-from voxelprobe.errors import CorruptDataError
+from voxelprobe.errors import CorruptDataError, printable
 
 logger = logging.getLogger("voxelprobe")
 
@@ -36,7 +36,7 @@ class SamplePoints(OutputTask):
 
         run = self.engine_run
         self.board().clear()
-        print(format_report(run), flush=True)  # noqa: T201 (the command's own output)
+        print("\n".join(map(printable, format_report(run).split("\n"))), flush=True)  # noqa: T201 (the command's own output)
         manifest = read_merged(self.result())
         if manifest is not None and (corrupt := manifest.facts["corrupt"]):
             points = manifest.facts["status"].get("corrupt_chunk", 0)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from voxelprobe.errors import VoxelProbeError
+from voxelprobe.errors import VoxelProbeError, printable
 from voxelprobe.points import open_points
 
 
@@ -14,7 +14,7 @@ def format_rows(path: Path, rows: int) -> str:
     """Return the first rows of a table as aligned text."""
     table = open_points(path, batch_rows=rows)
     batch = next(table.batches(), None)
-    names = table.schema.names
+    names = [_text(name) for name in table.schema.names]
     cells = [[_text(value) for value in row.values()] for row in (batch.to_pylist() if batch else [])]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(names)]
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in [names, *cells]]
@@ -24,7 +24,7 @@ def format_rows(path: Path, rows: int) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else printable(str(value)).replace("\n", "\\n")
 
 
 def main() -> int:

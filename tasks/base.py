@@ -228,11 +228,17 @@ class OutputTask(RootsTask, AuditedTask):
         "result.parquet in the run's folder.",
     )
 
+    csv_safe = luigi.BoolParameter(
+        default=False,
+        description="CSV results: put an apostrophe before texts and column names that a spreadsheet would take for "
+        "formulas (that begin with = + - @, a tab or a line end). Numbers stay numbers.",
+    )
+
     def result(self) -> Any:
         """Return the result table (`voxelprobe.run.result.Result`)."""
         from voxelprobe.run.result import open_result
 
-        return open_result(self.engine_run, self.output, self.roots_at())
+        return open_result(self.engine_run, self.output, self.roots_at(), csv_safe=self.csv_safe)
 
 
 class GroupTask(RunTask):

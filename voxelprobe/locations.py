@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,18 @@ class Location:
         return parse_location(f"{self.url}/{name}")
 
 
+def _check_no_secret(scheme: str, rest: str) -> None:
+    """Raise if an address has a password or a token in it, without repeating it: addresses stand in logs and tables."""
+    server = re.sub(r"^https?://", "", rest).partition("/")[0]
+    if "@" in server:
+        raise InputError(f"{scheme}://…@{server.rsplit('@', 1)[1]}/…: expected an address without a user name or "
+                         "password; they belong in a file (see README.md, the command)")
+    if scheme in ("http", "https") and "?" in rest:
+        server = server.partition("?")[0]
+        raise InputError(f"{scheme}://{server}/…?…: expected an address that ends before a `?`; a token belongs in a "
+                         "file (see README.md, the command)")
+
+
 def parse_location(text: str | os.PathLike[str]) -> Location:
     """Return the location that a local path or a cloud URL names."""
     text = os.fspath(text).strip()
@@ -49,6 +62,7 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
     if not rest:
         raise InputError(f"{text!r}: expected a path or a URL, found no path")
     if scheme != "file":
+        _check_no_secret(scheme, rest)
         return Location(f"{scheme}://{rest.rstrip('/')}", None)
     path = Path(os.path.abspath(os.path.expanduser(rest)))
     return Location(f"file://{path}", path)

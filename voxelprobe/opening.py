@@ -51,7 +51,8 @@ class Volume:
 
     def open_source(self, *, threads: int) -> RetryingSource:
         """Return a source of the volume's objects."""
-        return open_source(self.cloudpath.location, threads=threads)
+        named_by_user = self.graph is None or self.graph.names_as_user(self.cloudpath.location)
+        return open_source(self.cloudpath.location, threads=threads, named_by_user=named_by_user)
 
     def load_reader(self) -> PointReader:
         """Return the point reader of the scale's encoding."""

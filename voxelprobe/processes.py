@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import math
 import mmap
 import os
-import pickle
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from voxelprobe import errors
 from voxelprobe.errors import CorruptDataError
 
 if TYPE_CHECKING:
@@ -103,19 +105,23 @@ def _work_until_done(
         cursor[0] = count  # tells this end from an exit(0) inside of an item
     except BaseException as error:
         # Anything else is the parent's to raise.
-        os.write(send, json.dumps([-1, _pickle_error(error).hex()]).encode() + b"\n")
+        os.write(send, json.dumps([-1, [type(error).__name__, str(error)]]).encode() + b"\n")
     finally:
         # Whatever happens, this copy of the program must not go on with what the parent does next.
         os._exit(end)
 
 
-def _pickle_error(error: BaseException) -> bytes:
-    try:
-        pickled = pickle.dumps(error)
-        pickle.loads(pickled)  # noqa: S301 (our own)
-    except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return pickled
+def _restore_error(name: str, message: str) -> BaseException:
+    """Return a child's error: of one of our classes or Python's, or one that says what it was.
+
+    By its name and not pickled: a decoder that hostile data got hold of may write anything into the pipe.
+    """
+    kinds = {kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    kind = kinds.get(name) or getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, BaseException):
+        with suppress(TypeError):  # some take more than a message
+            return kind(message) if message else kind()
+    return RuntimeError(f"{name}: {message}")
 
 
 def _describe_end(code: int) -> str:
@@ -146,6 +152,6 @@ def _watch(
     for line in received.split(b"\n")[:-1]:  # what isn't ended was cut off by its death
         item, message = json.loads(line)
         if item < 0:
-            raise pickle.loads(bytes.fromhex(message))  # noqa: S301 (from our own child, over a pipe)
+            raise _restore_error(*message)
         wrong[item] = message
     return status

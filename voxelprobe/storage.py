@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from voxelprobe.buckets import Bucket
 from voxelprobe.errors import CorruptDataError, InputError, TransportError
+from voxelprobe.local_files import open_lock
 from voxelprobe.locations import Location
 from voxelprobe.transport.wrappers import strip_compression
 
@@ -225,7 +226,7 @@ class Folder:
         path = self.path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "ab")  # noqa: SIM115 (closed below, apart from what opening it may raise)
+            lock = open_lock(path)
         except OSError as error:
             raise TransportError(f"{path}: can't be written: {error.strerror or error}") from error
         with lock:

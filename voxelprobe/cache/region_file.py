@@ -27,6 +27,7 @@ from typing import Any
 import google_crc32c
 
 from voxelprobe.errors import TransportError
+from voxelprobe.local_files import describe_open_files, open_lock
 from voxelprobe.transport.protocol import StoredObject
 
 TABLE = "chunks"
@@ -124,7 +125,7 @@ class RegionFile:
     @contextlib.contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
         # A file of its own: closing any handle of the database's file would drop SQLite's own locks.
-        with open(self._path.with_suffix(".lock"), "ab") as lock:
+        with open_lock(self._path.with_suffix(".lock")) as lock:
             fcntl.flock(lock, mode)
             os.utime(lock.fileno())
             yield
@@ -139,7 +140,7 @@ class RegionFile:
             # A damaged header may forbid writing to a file that we may write to.
             forbidden = code & 0xFF != sqlite3.SQLITE_READONLY or not os.access(self._path, os.W_OK)
             if code & 0xFF in _DISK_ERRORS and code != sqlite3.SQLITE_IOERR_SHORT_READ and forbidden:
-                raise TransportError(f"chunk cache {self._path}: {error}") from error
+                raise TransportError(f"chunk cache {self._path}: {error}{describe_open_files()}") from error
             raise DamagedRegionError(str(error)) from error
         except (TypeError, ValueError) as error:
             # A flipped bit makes a text or a number of a blob, or a message of bytes that are no text.

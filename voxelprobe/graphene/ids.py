@@ -8,9 +8,11 @@ Layer 1 = supervoxel, 2 = what is connected within a chunk, `n_layers` = root.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -162,11 +164,18 @@ def _data_dir(value: object, where: str) -> str:
         raise InputError(f"{where}: expected a full cloudpath as in gs://bucket/watershed, found {_brief(value)}")
     if scheme not in DATA_SCHEMES:
         raise UnsupportedError(f"{where}: expected one of {', '.join(DATA_SCHEMES)}, found {_brief(value)}")
-    if ".." in rest.split("/"):
-        raise InputError(f"{where}: expected a path without `..`, found {_brief(value)}")
-    if scheme in ("http", "https") and "@" in rest.split("/")[0]:
+    plain = _unquoted(rest)  # a server may undo quotes once more
+    if ".." in plain.split("/") or "\\" in plain or not plain.isprintable():
+        raise InputError(f"{where}: expected a path without `..` or backslashes, found {_brief(value)}")
+    if "@" in re.sub(r"^https?://", "", plain).split("/")[0]:
         raise InputError(f"{where}: expected an address without a user name")
     return path
+
+
+def _unquoted(text: str) -> str:
+    while (shorter := unquote(text)) != text:
+        text = shorter
+    return text
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:

@@ -23,7 +23,9 @@ class NpySource:
         try:
             # Never a pickle: opening one runs whatever its author liked.
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # besides ValueError what Python's parser says of a header: TokenError, SyntaxError
             raise InputError(f"points table {path}: expected a NumPy array of shape (n, 3), found a file that is "
                              f"something else or was cut short: {error}") from error
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "iuf":

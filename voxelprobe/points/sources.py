@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,8 @@ def read_ends(path: Path, num_bytes: int = 16) -> tuple[bytes, bytes]:
 
 def check_unique(names: Sequence[str], where: str) -> None:
     """Raise an InputError if a column name stands twice: a result could not say which one it kept."""
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    # Counted once for all: files may claim any number of columns.
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise InputError(f"{where}: expected unique column names, found more than one column named "
                          + ", ".join(repr(name) for name in twice))

@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from voxelprobe.errors import InputError
+from voxelprobe.points.csv_safety import guard_names, guard_texts
 from voxelprobe.points.parquet_encodings import open_parquet
 from voxelprobe.points.plain_values import Dynamic, plain_array, plain_type
 
@@ -80,7 +81,9 @@ def check_output_suffix(path: PurePath | str) -> str:
                      f"{PurePath(name).suffix or 'no suffix'}")
 
 
-def open_writer(path: Path, schema: pa.Schema, suffix: str | None = None) -> TableWriter:
+def open_writer(
+    path: Path, schema: pa.Schema, suffix: str | None = None, *, csv_safe: bool = False
+) -> TableWriter:
     """Return a writer of a new table, which replaces whatever `path` was.
 
     Parameters
@@ -91,6 +94,8 @@ def open_writer(path: Path, schema: pa.Schema, suffix: str | None = None) -> Tab
         Of every batch; its metadata is kept, except in CSV.
     suffix
         The format, if `path` is a temporary name that doesn't show it.
+    csv_safe
+        Of CSV, whether texts that a spreadsheet would take for formulas get an apostrophe in front.
 
     Raises
     ------
@@ -102,7 +107,7 @@ def open_writer(path: Path, schema: pa.Schema, suffix: str | None = None) -> Tab
         return _ParquetTableWriter(path, schema)
     if suffix in (".feather", ".arrow"):
         return _IpcTableWriter(path, schema)
-    return _CsvTableWriter(path, schema, gzipped=suffix == ".csv.gz")
+    return _CsvTableWriter(path, schema, gzipped=suffix == ".csv.gz", safe=csv_safe)
 
 
 class _ParquetTableWriter(TableWriter):
@@ -179,10 +184,11 @@ class _IpcTableWriter(TableWriter):
 class _CsvTableWriter(TableWriter):
     """CSV as Arrow writes it: null is an empty field, an empty text is `""`, all texts are quoted."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, gzipped: bool) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, *, gzipped: bool, safe: bool) -> None:
         import pyarrow.csv as arrow_csv
 
         super().__init__(path, schema)
+        self._safe = safe
         self._flat = pa.schema([(field.name, _csv_type(field, path)) for field in schema])
         self._file: Any = path.open("wb")
         # No name and no time in the gzip header: the same table is the same bytes. zlib rather than isal, whose output
@@ -191,7 +197,7 @@ class _CsvTableWriter(TableWriter):
         if gzipped:
             self._sink = gzip.GzipFile("", "wb", 3, self._file, mtime=0)
         header = io.StringIO()
-        csv.writer(header, lineterminator="\n").writerow(schema.names)
+        csv.writer(header, lineterminator="\n").writerow(guard_names(schema.names) if safe else schema.names)
         self._header: bytes | None = header.getvalue().encode()
         self._writer = arrow_csv.CSVWriter(self._sink, self._flat, write_options=arrow_csv.WriteOptions(
             include_header=False, batch_size=1 << 14))
@@ -200,6 +206,8 @@ class _CsvTableWriter(TableWriter):
         self._write_header()
         columns = [plain_array(column).cast(dtype)
                    for column, dtype in zip(batch.columns, self._flat.types, strict=True)]
+        if self._safe:
+            columns = [guard_texts(column) for column in columns]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._flat))
 
     def _write_header(self) -> None:

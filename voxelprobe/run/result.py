@@ -39,12 +39,15 @@ class Result:
     ----------
     roots
         Which roots it has; None for labels or supervoxels alone.
+    csv_safe
+        Whether its texts are guarded against spreadsheets that would take them for formulas; CSV only.
     """
 
     run: Run
     folder: Folder
     name: str
     roots: RootsAt | None
+    csv_safe: bool = False
 
     @property
     def url(self) -> str:
@@ -55,6 +58,7 @@ class Result:
     def marker(self) -> str:
         """Return the name of the table's marker in the run's folder."""
         place = self.url if self.roots is None else f"{self.url} {self.roots.key}"
+        place += " csv-safe" if self.csv_safe else ""
         return f"merge/{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}.json"
 
     @property
@@ -106,7 +110,7 @@ class Result:
         schema = pa.schema([*source, *self.added_fields()]).with_metadata(metadata)
         board.expect("merge", 0, self.run.table.num_rows)
         with (
-            open_writer(path, schema, check_output_suffix(self.name)) as writer,
+            open_writer(path, schema, check_output_suffix(self.name), csv_safe=self.csv_safe) as writer,
             closing(_ahead(self._batches(schema, values))) as batches,
         ):
             for batch in batches:
@@ -127,7 +131,7 @@ class Result:
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def open_result(run: Run, output: str | None, roots: RootsAt | None) -> Result:
+def open_result(run: Run, output: str | None, roots: RootsAt | None, *, csv_safe: bool = False) -> Result:
     """Return the result table that `output` names, or the one in the run's folder.
 
     Raises
@@ -136,7 +140,8 @@ def open_result(run: Run, output: str | None, roots: RootsAt | None) -> Result:
         If no table can be written there.
     """
     folder, name = run.output(output, "result.parquet" if roots is None else f"result-{roots.key}.parquet")
-    return Result(run, folder, name, roots)
+    # Of the other formats it changes no byte, so the same table isn't written again for it.
+    return Result(run, folder, name, roots, csv_safe and check_output_suffix(name).startswith(".csv"))
 
 
 def _ahead(items: Iterator[_Item]) -> Generator[_Item]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from voxelprobe.cache.disk import DiskCache, ScaleCache
 from voxelprobe.errors import InputError, StaleRunError
+from voxelprobe.local_files import private_folder
 from voxelprobe.locations import Location, parse_location
 from voxelprobe.opening import Volume, open_volume
 from voxelprobe.points import (
@@ -144,11 +145,18 @@ class Run:
 
 
 def machine_folder(workspace: Location) -> Path:
-    """Return the local folder for what stays on this machine: the workspace itself if it is local."""
+    """Return the local folder for what stays on this machine: the workspace itself if it is local.
+
+    Raises
+    ------
+    InputError
+        If somebody else may write to it.
+    """
     if workspace.path is not None:
         return workspace.path
     digest = hashlib.blake2b(workspace.url.encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"voxelprobe-{os.getuid()}" / digest
+    # Its name can be guessed, and where it is anybody may have made it before us.
+    return private_folder(Path(tempfile.gettempdir()) / f"voxelprobe-{os.getuid()}") / digest
 
 
 def open_run(settings: RunSettings) -> Run:

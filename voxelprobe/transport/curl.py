@@ -17,6 +17,7 @@ import pycurl
 
 from voxelprobe.errors import TransportError
 from voxelprobe.transport.protocol import RetryableError
+from voxelprobe.transport.reach import Reach, open_socket
 
 CONNECT_TIMEOUT_SECONDS = 10
 # For a connection that is silent, not for the whole: a slow store is not a stalled one.
@@ -50,8 +51,10 @@ class Answer(NamedTuple):
 class _Get:
     """A handle of libcurl's, and the request that it is at."""
 
-    def __init__(self, user_agent: str, read_timeout_seconds: int, verbatim: bool) -> None:
+    def __init__(self, user_agent: str, read_timeout_seconds: int, verbatim: bool, reach: Reach) -> None:
         self.handle = handle = pycurl.Curl()
+        self._reach = reach
+        self._refused = ""
         self.name = ""
         self.key: Any = None
         self.fields: Sequence[str] = ()
@@ -71,6 +74,7 @@ class _Get:
             pycurl.LOW_SPEED_LIMIT: 1,
             pycurl.LOW_SPEED_TIME: read_timeout_seconds,
             pycurl.BUFFERSIZE: _RECEIVE_BYTES,
+            pycurl.OPENSOCKETFUNCTION: self._open_socket,
         }
         for option, value in options.items():
             handle.setopt(option, value)
@@ -84,7 +88,7 @@ class _Get:
         if fields is not self.fields:
             handle.setopt(pycurl.HTTPHEADER, fields)
             self.fields = fields
-        self.name, self.head, self.pieces = name, [], []
+        self.name, self.head, self.pieces, self._refused = name, [], [], ""
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.HEADERFUNCTION, self.head.append)
         handle.setopt(pycurl.WRITEFUNCTION, self.pieces.append)
@@ -107,12 +111,20 @@ class _Get:
     def error(self, code: int, message: str) -> TransportError:
         """Return what a failure of libcurl's means."""
         self.head, self.pieces = [], []
+        if self._refused:
+            return TransportError(f"{self.name}: {self._refused}")
         if code == pycurl.E_TOO_MANY_REDIRECTS:
             return TransportError(f"{self.name}: more than {MAX_REDIRECTS} redirects")
         if code in (pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT):
             return TransportError(f"{self.name}: not a URL that can be fetched: {message}")
         kind = TransportError if code in _FINAL else RetryableError
         return kind(f"{self.name}: {message or 'libcurl gives no reason'} (libcurl's error {code})")
+
+    def _open_socket(self, purpose: int, address: Any) -> Any:
+        """Return a socket to connect to an address with, unless we have no business there."""
+        # A connection that is made after the head of an answer is that of a redirect.
+        self._refused = self._reach.complain(address.addr[0], redirected=bool(self.head))
+        return pycurl.SOCKET_BAD if self._refused else open_socket(address)
 
 
 class Session:
@@ -125,12 +137,16 @@ class Session:
     verbatim
         Whether requests go to their URL as it is, `..` included, and to no other that a redirect names: signed ones are
         good for nothing else, and may have secrets in fields that libcurl knows nothing of.
+    named_by_user
+        See `Reach`.
     """
 
     def __init__(
-        self, *, user_agent: str, read_timeout_seconds: int = READ_TIMEOUT_SECONDS, verbatim: bool = False
+        self, *, user_agent: str, read_timeout_seconds: int = READ_TIMEOUT_SECONDS, verbatim: bool = False,
+        named_by_user: bool = True,
     ) -> None:
-        self._make = functools.partial(_Get, user_agent, read_timeout_seconds, verbatim)
+        reach = Reach(named_by_user=named_by_user)
+        self._make = functools.partial(_Get, user_agent, read_timeout_seconds, verbatim, reach)
         self._idle: list[_Get] = []
 
     def get(self, name: str, url: str, fields: Sequence[str]) -> Answer:

@@ -49,14 +49,21 @@ class HttpSource:
     ----------
     verbatim
         See `curl.Session`.
+    named_by_user
+        False for an address from the metadata of somebody else: it gets no credentials, and isn't one of this
+        computer's own.
     """
 
-    def __init__(self, url: str, *, read_timeout_seconds: int | None = None, verbatim: bool = False) -> None:
+    def __init__(
+        self, url: str, *, read_timeout_seconds: int | None = None, verbatim: bool = False, named_by_user: bool = True
+    ) -> None:
         from voxelprobe.transport import curl
 
         self.url = url
+        self._named_by_user = named_by_user
         timeout = curl.READ_TIMEOUT_SECONDS if read_timeout_seconds is None else read_timeout_seconds
-        self._session = curl.Session(user_agent="voxelprobe", read_timeout_seconds=timeout, verbatim=verbatim)
+        self._session = curl.Session(user_agent="voxelprobe", read_timeout_seconds=timeout, verbatim=verbatim,
+                                     named_by_user=named_by_user)
         self._find_credentials()
 
     def fetch(self, path: str, start: int | None = None, end: int | None = None) -> StoredObject | None:
@@ -94,7 +101,7 @@ class HttpSource:
         return read_object(answer, ask.name, request)
 
     def _find_credentials(self) -> None:
-        secret = find_secret("http")
+        secret = find_secret("http") if self._named_by_user else None
         self._credentials = [basic_authorization(secret)] if secret else []
         self._sent = secret.origin if secret else ""
         # One list for all requests: libcurl takes it apart once.

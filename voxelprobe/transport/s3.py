@@ -43,12 +43,16 @@ _refuse_anonymous: set[tuple[str, str]] = set()
 class S3Source(HttpSource):
     """A folder in a bucket."""
 
-    def __init__(self, url: str, address: Address, *, read_timeout_seconds: int | None = None) -> None:
+    def __init__(
+        self, url: str, address: Address, *, read_timeout_seconds: int | None = None, named_by_user: bool = True
+    ) -> None:
         self._address = address
         self._endpoint = (address.endpoint or _endpoint_of_environment() or "").rstrip("/").lower()
         self._bucket = (self._endpoint, address.bucket)
         self._folder = f"{address.folder}/" if address.folder else ""
-        super().__init__(url, read_timeout_seconds=read_timeout_seconds, verbatim=True)
+        # A server in the cloudpath is to be named by the user, who has keys for it; the other ones are known.
+        named_by_user = named_by_user or address.endpoint is None or address.service != "aws"
+        super().__init__(url, read_timeout_seconds=read_timeout_seconds, verbatim=True, named_by_user=named_by_user)
 
     def ask(self, request: Request) -> Ask:
         """Return what to send for a request: signed, if there are keys."""
@@ -97,9 +101,11 @@ class S3Source(HttpSource):
 
     def _find_credentials(self) -> None:
         self._keys, self._region = find_keys(self._address.bucket, self._address.service)
+        if not self._named_by_user:
+            self._keys = None
 
     def _keys_of_botocore(self) -> Secret | None:
-        return _keys_of_botocore() if self._bucket in _refuse_anonymous else None
+        return _keys_of_botocore() if self._named_by_user and self._bucket in _refuse_anonymous else None
 
     def _may_ask_otherwise(self, ask: Ask, code: str) -> bool:
         """Return whether there are credentials that weren't sent yet, having made them the next to send."""

@@ -177,8 +177,15 @@ class RetryingTransfers:
         return ended
 
 
-def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -> RetryingSource:
+def open_source(
+    location: Location, *, threads: int, attempts: int = ATTEMPTS, named_by_user: bool = True
+) -> RetryingSource:
     """Return the source that serves a location best; where a request takes a thread, it is for at most `threads`.
+
+    Parameters
+    ----------
+    named_by_user
+        False for a location that is from the metadata of somebody else; see `HttpSource`.
 
     Raises
     ------
@@ -187,19 +194,19 @@ def open_source(location: Location, *, threads: int, attempts: int = ATTEMPTS) -
     AuthorizationError
         If its secret can't be understood.
     """
-    return RetryingSource(_open_single(location, threads), attempts=attempts)
+    return RetryingSource(_open_single(location, threads, named_by_user), attempts=attempts)
 
 
-def _open_single(location: Location, threads: int) -> Source:
+def _open_single(location: Location, threads: int, named_by_user: bool) -> Source:
     if location.path is not None:
         return LocalSource(location.path)
     if location.url.startswith(("http://", "https://")):
-        return HttpSource(location.url)
+        return HttpSource(location.url, named_by_user=named_by_user)
     if location.url.startswith("mem://"):
         return CloudFilesSource(location.url, threads=threads)
     address = parse_address(location.url)
     if address.protocol == "s3":
-        return S3Source(location.url, address)
+        return S3Source(location.url, address, named_by_user=named_by_user)
     if address.protocol == "gs":
         return GcsSource(location.url, address)
     if address.protocol in ("http", "https"):  # an alias for a web server

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from voxelprobe.errors import InputError
 from voxelprobe.volume.boxes import Triple
+
+# Names of objects have 1,024 bytes at most.
+_MOST_OF_PATH = 1024
 
 
 class Fields:
@@ -90,10 +94,13 @@ def parse_numbers(value: object, where: str, count: int) -> tuple[float, ...]:
 def parse_path(value: object, where: str, name: str = "path") -> str:
     """Return a path below the volume's folder, without slashes at its ends; empty for the folder itself.
 
-    It is joined to the volume's path: it must not lead out of it.
+    It is joined to the volume's path: it must not lead out of it, also not for a server that undoes quotes once more.
     """
-    if not isinstance(value, str) or not value.isprintable():
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MOST_OF_PATH:
         raise InputError(f"{where}: expected a path for {name}, found {value!r}")
-    if value.startswith("/") or ":" in value or "\\" in value or ".." in value.split("/"):
-        raise InputError(f"{where}: {name} {value!r} leads out of the volume")
+    form, quoted = "", value
+    while form != quoted:
+        form, quoted = quoted, unquote(quoted)
+        if form.startswith("/") or ":" in form or "\\" in form or "\0" in form or ".." in form.split("/"):
+            raise InputError(f"{where}: {name} {value!r} leads out of the volume")
     return "" if value == "." else value.removeprefix("./").strip("/")
