@@ -69,13 +69,7 @@ class RegionFile:
             facts = dict(_select(database, "key, value", map(_facts_key, chunks)))
             for key, content in _select(database, "key, value", map(str, chunks)):
                 chunk = int(key)
-                found = facts.get(_facts_key(chunk))
-                if not isinstance(content, bytes) or not isinstance(found, bytes):
-                    raise DamagedRegionError(f"row {key} lacks its checksum, or isn't bytes")
-                stored = StoredObject(content, found[4:].decode() or None)
-                if found != _facts(chunk, stored):
-                    raise DamagedRegionError(f"row {key} doesn't match its checksum")
-                objects[chunk] = stored
+                objects[chunk] = parse_row(chunk, facts.get(_facts_key(chunk)), content)
         return objects
 
     def write(self, objects: Mapping[int, StoredObject]) -> int:
@@ -194,6 +188,22 @@ class RegionFile:
             database.execute("PRAGMA synchronous = OFF")
             database.execute(f"PRAGMA {_HELD}")
             yield database
+
+
+def parse_row(chunk: int, facts: object, content: object) -> StoredObject:
+    """Return a chunk of its two rows, held against their checksum.
+
+    Raises
+    ------
+    DamagedRegionError, UnicodeDecodeError
+        If it doesn't match, or the rows aren't bytes, or name no encoding.
+    """
+    if not isinstance(content, bytes) or not isinstance(facts, bytes):
+        raise DamagedRegionError(f"row {chunk} lacks its checksum, or isn't bytes")
+    stored = StoredObject(content, facts[4:].decode() or None)
+    if facts != _facts(chunk, stored):
+        raise DamagedRegionError(f"row {chunk} doesn't match its checksum")
+    return stored
 
 
 def _facts_key(chunk: int) -> str:
