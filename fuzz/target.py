@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -106,18 +107,18 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
         kind = rng.randrange(6)
         value = parent[key]
         if kind <= 1:
-            parent[key] = rng.choice(_ODD_VALUES)
+            parent[key] = copy.deepcopy(rng.choice(_ODD_VALUES))
         elif kind == 2:
             other, name = rng.choice(places)
-            parent[key] = json.loads(json.dumps(other[name]))
+            parent[key] = copy.deepcopy(other[name])
         elif kind == 3:
             del parent[key]
         elif kind == 4 and isinstance(parent, list):
-            parent.insert(rng.randrange(len(parent) + 1), json.loads(json.dumps(value)))
+            parent.insert(rng.randrange(len(parent) + 1), copy.deepcopy(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
             parent[key] = rng.choice((value + 1, value - 1, -value, value * 2, value * 2**20, float(value), value + 0.5))
         elif isinstance(parent, dict):
-            parent[rng.choice((*parent, "path", "type", "filters", "transform"))] = value
+            parent[rng.choice((*parent, "path", "type", "filters", "transform"))] = copy.deepcopy(value)
     return json.dumps(document).encode()
 
 
