@@ -219,7 +219,7 @@ def _check_documents(kind: str, sizes: Callable[[Any], tuple[Any, Any]]) -> Call
             _check_scale(scale, len(data))
             found = next(documents[name] for name in (f"{scale.key}/{leaf}" if scale.key else leaf for leaf in (
                 "zarr.json", ".zarray", "attributes.json")) if documents.get(name) is not None)
-            shape, chunk = sizes(found)
+            shape, chunk = (tuple(map(int, numbers)) for numbers in sizes(found))
             # The same numbers, whatever the axes are called; what isn't x, y, z or a channel is 1.
             assert prod(shape) == prod(scale.size) * scale.num_channels, (shape, scale)
             assert set(scale.size) <= set(shape)

@@ -31,6 +31,9 @@ def inflate_gzip(payload: bytes) -> bytes:
         return content
     except zlib.error:
         content = bytes(strip_compression(payload, "gzip", max_bytes=_MOST))
+        second = payload.find(b"\x1f\x8b\x08", 1)
+        if second > 0 and zlib.crc32(content).to_bytes(4, "little") not in payload:  # a member of several
+            return inflate_gzip(payload[:second]) + inflate_gzip(payload[second:])
         assert zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little") in payload
         return content
 
