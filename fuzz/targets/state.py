@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fuzz.target import Target, attempt, flip, is_refused, mutate_json
 from voxelprobe.cache.region_file import DamagedRegionError, RegionFile, parse_row
-from voxelprobe.run.manifests import read_manifest, write_manifest
+from voxelprobe.run.manifests import read_manifest, seal_of, write_manifest
 from voxelprobe.storage import Folder
 from voxelprobe.transport.protocol import StoredObject
 from voxelprobe.volume.url import parse_location
@@ -172,9 +172,22 @@ def _check_manifest(data: bytes) -> bool:
     return True
 
 
+def _reseal(data: bytes, rng: random.Random) -> bytes:
+    """Return a changed marker, most of the time with a seal that is right."""
+    data = mutate_json(data, rng)
+    try:
+        document = json.loads(data)
+        if rng.random() < 0.8:
+            document.pop("seal", None)
+            document["seal"] = seal_of(document)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return data
+    return json.dumps(document).encode()
+
+
 TARGETS = {
     "cache_rows": Target(_row_seeds, _check_row, lambda data, rng: _mend_row(data, rng), most_bytes=120),
     "cache_file": Target(lambda: [b"", *(flip(bytes(9), random.Random(i)) for i in range(5))], _check_file, _aim,
                          most_bytes=30),
-    "manifests": Target(_manifest_seeds, _check_manifest, mutate_json, most_bytes=2000),
+    "manifests": Target(_manifest_seeds, _check_manifest, _reseal, most_bytes=2000),
 }
