@@ -1,8 +1,8 @@
 """Fuzz parsers: `python -m fuzz.run --parser NAME --executions N`; see the package's docstring.
 
 Each parser is fuzzed in a process of its own, which may have so much memory and so many seconds an execution. A finding
-ends it: its input is kept in the folder of `--findings`, and `--input FILE` gives it to the check again. What was run is
-a line a parser: executions, how many of them were read and how many refused, seconds. The corpus that libFuzzer
+ends it: its input is kept in the folder of `--findings`, and `--input FILE` gives it to the check again. What was run
+is a line a parser: executions, how many of them were read and how many refused, seconds. The corpus that libFuzzer
 collects is thrown away, unless `--corpus` names a folder.
 """
 
@@ -62,12 +62,35 @@ def _parse_options() -> Any:
 
 def _run_one(name: str, options: Any) -> int:
     """Fuzz one parser in a child, print what came of it, and return its exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fuzz.run", "--parser", name, "--executions", str(options.executions), "--seed",
-                   str(options.seed), "--corpus", options.corpus, "--findings", options.findings, "--child", folder]
+    # In memory, where there is such a place: some targets write a file an execution.
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="voxelprobe-fuzz-", dir=place) as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "fuzz.run",
+            "--parser",
+            name,
+            "--executions",
+            str(options.executions),
+            "--seed",
+            str(options.seed),
+            "--corpus",
+            options.corpus,
+            "--findings",
+            options.findings,
+            "--child",
+            folder,
+        ]
         started = time.monotonic()
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                 errors="replace")
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | {"TMPDIR": folder},
+        )
         try:
             said, _ = child.communicate(timeout=options.seconds or None)
         except subprocess.TimeoutExpired:
@@ -76,11 +99,21 @@ def _run_one(name: str, options: Any) -> int:
         seconds = time.monotonic() - started
         notes = Path(folder) / "notes"
         noted = json.loads(notes.read_text()) if notes.exists() else {"executions": 0, "read": 0, "refused": 0}
-    found = re.search(r"cov: (\d+) .*\Z", said[said.rfind("cov:"):].split("\n")[0]) if "cov:" in said else None
+    found = re.search(r"cov: (\d+) .*\Z", said[said.rfind("cov:") :].split("\n")[0]) if "cov:" in said else None
     is_bounded = "(ended by --seconds)" in said
-    print(json.dumps({"parser": name, **noted, "seconds": round(seconds, 1), "seed": options.seed,
-                      "coverage": int(found[1]) if found else None,
-                      "end": "time" if is_bounded else "done" if child.returncode == 0 else "FINDING"}), flush=True)
+    print(
+        json.dumps(
+            {
+                "parser": name,
+                **noted,
+                "seconds": round(seconds, 1),
+                "seed": options.seed,
+                "coverage": int(found[1]) if found else None,
+                "end": "time" if is_bounded else "done" if child.returncode == 0 else "FINDING",
+            }
+        ),
+        flush=True,
+    )
     if child.returncode != 0 and not is_bounded:
         print(said[-6000:], file=sys.stderr, flush=True)
         return 1
@@ -131,9 +164,17 @@ def _fuzz(name: str, executions: int, folder: Path, corpus: str, seed: int, find
             data = target.mutate(data, rng)
         return bytes(data[:most])
 
-    arguments = [sys.argv[0], f"-runs={executions}", f"-max_len={target.most_bytes}", f"-seed={seed}", "-rss_limit_mb=2048",
-                 f"-timeout={SECONDS_AN_EXECUTION}", f"-artifact_prefix={findings}/{name}-", "-print_final_stats=1",
-                 *map(str, places)]
+    arguments = [
+        sys.argv[0],
+        f"-runs={executions}",
+        f"-max_len={target.most_bytes}",
+        f"-seed={seed}",
+        "-rss_limit_mb=2048",
+        f"-timeout={SECONDS_AN_EXECUTION}",
+        f"-artifact_prefix={findings}/{name}-",
+        "-print_final_stats=1",
+        *map(str, places),
+    ]
     atheris.Setup(arguments, execute, custom_mutator=mutate)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES,) * 2)

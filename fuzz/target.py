@@ -86,9 +86,54 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 _ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 64, 2**31, 2**32, 2**40, 2**53, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e-300, 1e300,
-    float("nan"), float("inf"), -float("inf"), "", ".", "..", "../..", "/etc", "a/../../b", "a\0b", "\ud800", "file:///x", "NaN",
-    "Infinity", "0x7f", "raw", "gzip", "blosc", "zyx", "u1", "<f8", "|O", ">i4", [], {}, [[]], [0], [1, 1, 1], [2**40] * 3,
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    64,
+    2**31,
+    2**32,
+    2**40,
+    2**53,
+    2**63,
+    2**64,
+    10**30,
+    -(2**63),
+    0.5,
+    1e-300,
+    1e300,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    ".",
+    "..",
+    "../..",
+    "/etc",
+    "a/../../b",
+    "a\0b",
+    "\ud800",
+    "file:///x",
+    "NaN",
+    "Infinity",
+    "0x7f",
+    "raw",
+    "gzip",
+    "blosc",
+    "zyx",
+    "u1",
+    "<f8",
+    "|O",
+    ">i4",
+    [],
+    {},
+    [[]],
+    [0],
+    [1, 1, 1],
+    [2**40] * 3,
 )
 
 
@@ -116,7 +161,9 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
         elif kind == 4 and isinstance(parent, list):
             parent.insert(rng.randrange(len(parent) + 1), copy.deepcopy(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            parent[key] = rng.choice((value + 1, value - 1, -value, value * 2, value * 2**20, float(value), value + 0.5))
+            parent[key] = rng.choice(
+                (value + 1, value - 1, -value, value * 2, value * 2**20, float(value), value + 0.5)
+            )
         elif isinstance(parent, dict):
             parent[rng.choice((*parent, "path", "type", "filters", "transform"))] = copy.deepcopy(value)
     return json.dumps(document).encode()

@@ -30,7 +30,7 @@ def test_seeds_are_read(name):
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(number=st.integers(0, 2**32))
 def test_damage_is_refused_or_read_as_another_reading_has_it(name, number):
-    """Whatever is changed in what a parser reads, the answer is an error of ours, or what a plain second reading gives."""
+    """Whatever is changed in what a parser reads, the answer is an error of ours, or what a second reading is."""
     target, rng = load_target(name), random.Random(number)
     content = rng.choice(seeds_of(name))
     for change in rng.choices((nudge, flip, target.mutate or nudge), k=rng.randint(1, 2)):

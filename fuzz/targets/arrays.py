@@ -20,17 +20,32 @@ from voxelprobe.testing.contracts import every_voxel, make_segments
 
 _SHAPE = (8, 6, 5)
 _CODECS: list[list[dict[str, Any]]] = [
-    [], [{"id": "gzip"}], [{"id": "zlib"}], [{"id": "zstd"}], [{"id": "bz2"}], [{"id": "lz4"}],
-    [{"id": "lzma", "format": 1}], [{"id": "blosc", "cname": "lz4", "blocksize": 256}],
-    [{"id": "delta", "dtype": "<u4"}, {"id": "zlib"}], [{"id": "shuffle", "elementsize": 4}, {"id": "zstd"}],
-    [{"id": "blosc", "cname": "zstd", "shuffle": 2}, {"id": "crc32c"}], [{"id": "fletcher32"}], [{"id": "adler32"}],
+    [],
+    [{"id": "gzip"}],
+    [{"id": "zlib"}],
+    [{"id": "zstd"}],
+    [{"id": "bz2"}],
+    [{"id": "lz4"}],
+    [{"id": "lzma", "format": 1}],
+    [{"id": "blosc", "cname": "lz4", "blocksize": 256}],
+    [{"id": "delta", "dtype": "<u4"}, {"id": "zlib"}],
+    [{"id": "shuffle", "elementsize": 4}, {"id": "zstd"}],
+    [{"id": "blosc", "cname": "zstd", "shuffle": 2}, {"id": "crc32c"}],
+    [{"id": "fletcher32"}],
+    [{"id": "adler32"}],
     [{"id": "crc32"}, {"id": "gzip"}],
 ]
 
 
 def _facts(codecs: list[dict[str, Any]], dtype: str, parts: int = 1, *, is_n5: bool = False) -> str:
-    facts = {"chunk": list(_SHAPE) if is_n5 else list(reversed(_SHAPE)), "axes": [0, 1, 2] if is_n5 else [2, 1, 0],
-             "dtype": dtype, "parts": parts, "fill_value": 7, "codecs": codecs}
+    facts = {
+        "chunk": list(_SHAPE) if is_n5 else list(reversed(_SHAPE)),
+        "axes": [0, 1, 2] if is_n5 else [2, 1, 0],
+        "dtype": dtype,
+        "parts": parts,
+        "fill_value": 7,
+        "codecs": codecs,
+    }
     if parts > 1:
         facts["chunk"] = [*_SHAPE, 1] if is_n5 else [1, *reversed(_SHAPE)]
         facts["axes"] = [0, 1, 2, 3] if is_n5 else [3, 2, 1, 0]
@@ -40,9 +55,11 @@ def _facts(codecs: list[dict[str, Any]], dtype: str, parts: int = 1, *, is_n5: b
 
 
 _ZARR = [ChunkLayout(_SHAPE, 1, np.dtype("<u4"), codecs=_facts(codecs, "<u4")) for codecs in _CODECS] + [
-    ChunkLayout(_SHAPE, 2, np.dtype("<u4"), codecs=_facts(codecs, "<u4", 2)) for codecs in ([], [{"id": "zlib"}])]
+    ChunkLayout(_SHAPE, 2, np.dtype("<u4"), codecs=_facts(codecs, "<u4", 2)) for codecs in ([], [{"id": "zlib"}])
+]
 _N5 = [ChunkLayout(_SHAPE, 1, np.dtype("<u4"), codecs=_facts(codecs, ">u4", is_n5=True)) for codecs in _CODECS[:8]] + [
-    ChunkLayout(_SHAPE, 2, np.dtype("<u4"), codecs=_facts([], ">u4", 2, is_n5=True))]
+    ChunkLayout(_SHAPE, 2, np.dtype("<u4"), codecs=_facts([], ">u4", 2, is_n5=True))
+]
 
 
 def _encode(values: np.ndarray, codecs: list[dict[str, Any]]) -> bytes:
@@ -93,14 +110,14 @@ def _check(reader: Any, layouts: list[ChunkLayout], data: bytes) -> bool:
         if part is None:
             assert (found[:, channel] == 7).all()
             continue
-        shape = _SHAPE
+        content, shape = part, _SHAPE
         if reader is n5:
             rank = 3 + (facts["parts"] > 1)
             mode, found_rank, *sizes = struct.unpack_from(f">HH{rank}I", part)
             assert found_rank == rank
             assert mode in (0, 1)
-            part, shape = part[4 + 4 * rank + 4 * mode :], tuple(sizes[:3])
-        whole = _decode(part, facts["codecs"], facts["dtype"], prod(shape)).reshape(shape, order="F")
+            content, shape = part[4 + 4 * rank + 4 * mode :], tuple(sizes[:3])
+        whole = _decode(content, facts["codecs"], facts["dtype"], prod(shape)).reshape(shape, order="F")
         assert np.array_equal(found[:, channel], whole[tuple(voxels.T)])
     return True
 
@@ -109,8 +126,11 @@ def _zarr_seeds() -> list[bytes]:
     seeds = []
     for index, layout in enumerate(_ZARR):
         facts = json.loads(layout.codecs)
-        parts = [_encode(make_segments(layout, seed)[..., c].ravel("F"), facts["codecs"])
-                 for seed in (0, 1) for c in range(layout.num_channels)]
+        parts = [
+            _encode(make_segments(layout, seed)[..., c].ravel("F"), facts["codecs"])
+            for seed in (0, 1)
+            for c in range(layout.num_channels)
+        ]
         if facts["parts"] == 1:
             seeds += [bytes([index]) + part for part in parts]
         else:
@@ -135,7 +155,12 @@ def _n5_seeds() -> list[bytes]:
 
 # blosc
 
-_KINDS = [("<u4", 400, "lz4", 1, 256), ("<u8", 300, "zstd", 2, 512), ("u1", 1500, "zlib", 0, 128), ("<u2", 600, "blosclz", 1, 0)]
+_KINDS = [
+    ("<u4", 400, "lz4", 1, 256),
+    ("<u8", 300, "zstd", 2, 512),
+    ("u1", 1500, "zlib", 0, 128),
+    ("<u2", 600, "blosclz", 1, 0),
+]
 
 
 def _frame_seeds() -> list[bytes]:

@@ -14,8 +14,9 @@ from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.testing.contracts import every_voxel, make_segments
 from voxelprobe.testing.encoding_floats import encode_zfpc
 
-_LAYOUTS = [ChunkLayout((6, 5, 4), channels, np.dtype(name)) for channels in (1, 2)
-            for name in ("<f4", "<f8", "<i4", "<i8")] + [ChunkLayout((32, 32, 10), 1, np.dtype("<f4"))]
+_LAYOUTS = [
+    ChunkLayout((6, 5, 4), channels, np.dtype(name)) for channels in (1, 2) for name in ("<f4", "<f8", "<i4", "<i8")
+] + [ChunkLayout((32, 32, 10), 1, np.dtype("<f4"))]
 # What a zfp block can make the decoder read beyond its end, for every block; generously.
 _SPARE_A_BLOCK = 8 + 256 * 8 * 2
 
@@ -74,8 +75,8 @@ def _seeds() -> list[bytes]:
             if layout.dtype.kind == "f" or mode.keys() != {"tolerance"}:
                 for correlated in ((True,) * 4, (True, True, False, False), (True, False, True, True)):
                     if layout.shape[0] < 32 or (mode.keys() == {"rate"} and all(correlated)):
-                        mode = {"rate": 1} if layout.shape[0] == 32 else mode
-                        seeds.append(bytes([index]) + encode_zfpc(chunk, correlated, **mode))
+                        used = {"rate": 1} if layout.shape[0] == 32 else mode
+                        seeds.append(bytes([index]) + encode_zfpc(chunk, correlated, **used))
     return seeds
 
 

@@ -130,16 +130,34 @@ def _mend_gzip(data: bytes, rng: random.Random) -> bytes:
 
 
 def _minishard_seeds() -> list[bytes]:
-    rows = [np.array(table, "<u8").T.tobytes() for table in (
-        [(5, 0, 10), (1, 0, 20), (9, 4, 0)], [(2**64 - 1, 7, 7), (1, 2**64 - 14, 7), (0, 100, 3)], [(3, 1, 2)] * 6)]
+    rows = [
+        np.array(table, "<u8").T.tobytes()
+        for table in (
+            [(5, 0, 10), (1, 0, 20), (9, 4, 0)],
+            [(2**64 - 1, 7, 7), (1, 2**64 - 14, 7), (0, 100, 3)],
+            [(3, 1, 2)] * 6,
+        )
+    ]
     return [bytes([kind]) + (gzip.compress(row) if kind & 1 else row) for row in (b"", *rows) for kind in (0, 1, 2, 5)]
 
 
 TARGETS = {
-    "shard_index": Target(lambda: [bytes([bits]) + struct.pack("<QQ", 3 * bits, 3 * bits + 9) * (1 << bits)
-                                   for bits in range(4)], _check_shard, most_bytes=200),
+    "shard_index": Target(
+        lambda: [bytes([bits]) + struct.pack("<QQ", 3 * bits, 3 * bits + 9) * (1 << bits) for bits in range(4)],
+        _check_shard,
+        most_bytes=200,
+    ),
     "minishard_index": Target(_minishard_seeds, _check_minishard, _mend_gzip, most_bytes=600),
-    "box_index": Target(lambda: [_mend_box(bytes([kind]) + struct.pack("<QQ", 100, 40) * 3 + b"\xff" * 80,
-                                           random.Random(2)) for kind in (1, 3, 5, 7, 17)]
-                        + [b"\0" + struct.pack("<QQ", 8, 9) * 4], _check_box, _mend_box, most_bytes=200),
+    "box_index": Target(
+        lambda: (
+            [
+                _mend_box(bytes([kind]) + struct.pack("<QQ", 100, 40) * 3 + b"\xff" * 80, random.Random(2))
+                for kind in (1, 3, 5, 7, 17)
+            ]
+            + [b"\0" + struct.pack("<QQ", 8, 9) * 4]
+        ),
+        _check_box,
+        _mend_box,
+        most_bytes=200,
+    ),
 }

@@ -24,6 +24,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 
 # png
 
+
 def _decode_png(payload: bytes, layout: ChunkLayout) -> np.ndarray:
     """Return the samples of a png, shape (voxels, channels), by zlib and the five filters of the specification."""
     at, data, header = 8, b"", b""
@@ -55,7 +56,7 @@ def _decode_png(payload: bytes, layout: ChunkLayout) -> np.ndarray:
 
 
 def _inflate(data: bytes) -> bytes:
-    """Return what a zlib stream holds; ISA-L reads on where a table has a gap that is never used, if the sum is right."""
+    """Return what a zlib stream holds; ISA-L reads on where a table has a gap that isn't used, if the sum is right."""
     try:
         return zlib.decompress(data)
     except zlib.error:
@@ -71,7 +72,9 @@ def _unfilter(kind: int, row: bytes, above: list[int], pixel: int) -> list[int]:
         left, up, corner = (found[i - pixel], above[i], above[i - pixel]) if i >= pixel else (0, above[i], 0)
         if kind == 4:
             guess = left + up - corner
-            _, _, value_before = min((abs(guess - left), 0, left), (abs(guess - up), 1, up), (abs(guess - corner), 2, corner))
+            _, _, value_before = min(
+                (abs(guess - left), 0, left), (abs(guess - up), 1, up), (abs(guess - corner), 2, corner)
+            )
         else:
             value_before = (0, left, up, (left + up) // 2)[kind]
         found.append((value + value_before) & 255)
@@ -97,17 +100,28 @@ def _check_png(data: bytes) -> bool:
 def _png_seeds() -> list[bytes]:
     import imagecodecs
 
-    seeds = [bytes([i]) + encode_chunk(make_segments(layout, seed), "png")
-             for i, layout in enumerate(_PNG) for seed in (0, 1)]
+    seeds = [
+        bytes([i]) + encode_chunk(make_segments(layout, seed), "png")
+        for i, layout in enumerate(_PNG)
+        for seed in (0, 1)
+    ]
     # Interlaced, and every filter, by hand: the packages write neither.
     for i, interlacing in ((0, 1), (1, 1), (1, 0)):
         pixel = _PNG[i].num_channels
         rows = b""
         for x, y, step_x, step_y in _PASSES if interlacing else ((0, 0, 1, 1),):
             columns, height = -(-(5 - x) // step_x), -(-(12 - y) // step_y)
-            rows += b"".join(bytes([row % 5]) + bytes(range(columns * pixel)) for row in range(height)) if columns > 0 else b""
-        parts = [(b"IHDR", struct.pack(">IIBBBBB", 5, 12, 8, 0 if pixel == 1 else 2, 0, 0, interlacing)),
-                 (b"tEXt", b"a\0b"), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+            rows += (
+                b"".join(bytes([row % 5]) + bytes(range(columns * pixel)) for row in range(height))
+                if columns > 0
+                else b""
+            )
+        parts = [
+            (b"IHDR", struct.pack(">IIBBBBB", 5, 12, 8, 0 if pixel == 1 else 2, 0, 0, interlacing)),
+            (b"tEXt", b"a\0b"),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        ]
         body = b"".join(len(b).to_bytes(4, "big") + k + b + zlib.crc32(k + b).to_bytes(4, "big") for k, b in parts)
         seeds.append(bytes([i]) + b"\x89PNG\r\n\x1a\n" + body)
     seeds.append(bytes([0]) + bytes(imagecodecs.png_encode(make_segments(_PNG[0])[:, :, :, 0].T.reshape(12, 5), 0)))
@@ -141,6 +155,7 @@ def _mend_png(data: bytes, rng: random.Random) -> bytes:
 
 # jpeg
 
+
 def _check_jpeg(data: bytes) -> bool:
     import imagecodecs
 
@@ -164,11 +179,16 @@ def _check_jpeg(data: bytes) -> bool:
 
 
 def _jpeg_seeds() -> list[bytes]:
-    return [bytes([i]) + encode_jpeg(make_segments(layout, seed), quality=quality, subsampling=subsampling)
-            for i, layout in enumerate(_JPEG) for seed in (0, 1) for quality, subsampling in ((85, "444"), (30, "420"))]
+    return [
+        bytes([i]) + encode_jpeg(make_segments(layout, seed), quality=quality, subsampling=subsampling)
+        for i, layout in enumerate(_JPEG)
+        for seed in (0, 1)
+        for quality, subsampling in ((85, "444"), (30, "420"))
+    ]
 
 
 # jxl
+
 
 def _parse_jxl(data: bytes) -> tuple[int, int, int]:
     """Return width, height and orientation, of a text of the header's bits."""
@@ -208,8 +228,12 @@ def _check_jxl(data: bytes) -> bool:
 
 
 def _jxl_seeds() -> list[bytes]:
-    return [encode_jxl(make_segments(layout), level=level, container=container)
-            for layout in _JXL for level in (None, 60) for container in (False, True)]
+    return [
+        encode_jxl(make_segments(layout), level=level, container=container)
+        for layout in _JXL
+        for level in (None, 60)
+        for container in (False, True)
+    ]
 
 
 TARGETS = {

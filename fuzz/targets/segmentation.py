@@ -1,4 +1,4 @@
-"""Chunks of labels: compressed_segmentation, and our part of crackle and compresso, up to where the package decodes."""
+"""Chunks of labels: compressed_segmentation, and our part of crackle, up to where the package decodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 from fuzz.target import Target, attempt, is_refused
-from voxelprobe.codecs import compressed_segmentation, compresso, crackle
+from voxelprobe.codecs import compressed_segmentation, crackle
 from voxelprobe.codecs.protocol import ChunkLayout
 from voxelprobe.testing.contracts import every_voxel, make_segments
 from voxelprobe.testing.encoders import encode_chunk
@@ -22,13 +22,18 @@ _SEGMENTATION = [
     ChunkLayout((5, 3, 2), 2, np.dtype("<u4"), (8, 8, 8)),
     ChunkLayout((5, 3, 3), 2, np.dtype("<u8"), (2, 2, 2)),
 ]
-_SLICED = [ChunkLayout((6, 5, 4), 1, np.dtype(name)) for name in ("<u8", "<u4", "<u2", "u1")] + [
-    ChunkLayout((9, 7, 3), 1, np.dtype("<u4"))]
+SLICED = [ChunkLayout((6, 5, 4), 1, np.dtype(name)) for name in ("<u8", "<u4", "<u2", "u1")] + [
+    ChunkLayout((9, 7, 3), 1, np.dtype("<u4"))
+]
 
 
-def _seeds(layouts: list[ChunkLayout], encoding: str) -> list[bytes]:
-    return [bytes([index]) + encode_chunk(make_segments(layout, seed), encoding, layout.block_size or (8, 8, 8))
-            for index, layout in enumerate(layouts) for seed in (0, 1, 2)]
+def seeds_of(layouts: list[ChunkLayout], encoding: str) -> list[bytes]:
+    """Return chunks of segments and of noise, each after the number of its layout."""
+    return [
+        bytes([index]) + encode_chunk(make_segments(layout, seed), encoding, layout.block_size or (8, 8, 8))
+        for index, layout in enumerate(layouts)
+        for seed in (0, 1, 2)
+    ]
 
 
 @cache
@@ -37,6 +42,7 @@ def _voxels(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 # compressed_segmentation
+
 
 def _decode_segmentation(payload: bytes, layout: ChunkLayout) -> list[int | None] | None:
     """Return each voxel's label (z fastest, then channels), None for one whose offsets lead out; None if all do."""
@@ -49,8 +55,11 @@ def _decode_segmentation(payload: bytes, layout: ChunkLayout) -> list[int | None
     for channel in range(layout.num_channels):
         if not layout.num_channels <= words[channel] <= total - headers:
             return None
-    return [_decode_label(words, words[channel], headers, grid, layout, voxel)
-            for voxel in _voxels(layout.shape).tolist() for channel in range(layout.num_channels)]
+    return [
+        _decode_label(words, words[channel], headers, grid, layout, voxel)
+        for voxel in _voxels(layout.shape).tolist()
+        for channel in range(layout.num_channels)
+    ]
 
 
 def _decode_label(words, start, headers, grid, layout, voxel) -> int | None:
@@ -96,6 +105,7 @@ def _check_segmentation(data: bytes) -> bool:
 
 # crackle
 
+
 def _mend_crackle(data: bytes, rng: random.Random) -> bytes:
     """Return a stream of format 1 with the checksums of its header, index and labels mended."""
     payload = bytearray(data[1:])
@@ -107,7 +117,7 @@ def _mend_crackle(data: bytes, rng: random.Random) -> bytes:
     if sz < 100 and end + 4 <= len(payload):
         payload[end : end + 4] = google_crc32c.value(bytes(payload[29:end])).to_bytes(4, "little")
         at = len(payload) - 4 - 4 * sz
-        if 0 < at and size < 10_000:
+        if at > 0 and size < 10_000:
             payload[at : at + 4] = google_crc32c.value(bytes(payload[end + 4 : end + 4 + size])).to_bytes(4, "little")
     return data[:1] + bytes(payload)
 
@@ -115,8 +125,8 @@ def _mend_crackle(data: bytes, rng: random.Random) -> bytes:
 def _crackle_seeds() -> list[bytes]:
     import crackle as package
 
-    seeds = _seeds(_SLICED, "crackle")
-    for index, layout in enumerate(_SLICED):
+    seeds = seeds_of(SLICED, "crackle")
+    for index, layout in enumerate(SLICED):
         chunk = make_segments(layout)[..., 0]
         seeds.append(bytes([index]) + bytes(package.compress(chunk, markov_model_order=2)))
         seeds.append(bytes([index]) + bytes(package.compress(chunk, allow_pins=True)))
@@ -127,35 +137,44 @@ def _crackle_seeds() -> list[bytes]:
         fields = int.from_bytes(payload[5:7], "little") & ~0b1100000 | 2 << 5
         payload[5:7] = fields.to_bytes(2, "little")
         wide = 1 << (fields >> 2 & 3)
-        labels = (bytes(wide) + (2).to_bytes(8, "little") + bytes(2 * wide) + bytes([3] * 4) + bytes([0])
-                  + bytes([1, 5, 2, 1, 4]) + bytes([0, 2, 1, 1]))
+        labels = (
+            bytes(wide)
+            + (2).to_bytes(8, "little")
+            + bytes(2 * wide)
+            + bytes([3] * 4)
+            + bytes([0])
+            + bytes([1, 5, 2, 1, 4])
+            + bytes([0, 2, 1, 1])
+        )
         payload[20:28] = len(labels).to_bytes(8, "little")
         payload[29 + 16 + 4 : 29 + 16 + 4 + size] = labels
         seeds.append(_mend_crackle(bytes([0]) + bytes(payload), random.Random(1)))
     return seeds
 
 
-def _width(largest: int) -> int:
+def width_of(largest: int) -> int:
+    """Return the bytes of numbers up to `largest`."""
     return next(n for n in (1, 2, 4, 8) if largest < 256**n)
 
 
-def _numbers(data: bytes, width: int) -> list[int]:
+def numbers(data: bytes, width: int) -> list[int]:
+    """Return little-endian numbers of `width` bytes each."""
     assert len(data) % width == 0
     return [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
 
 
 def _check_crackle(data: bytes) -> bool:
-    layout = _SLICED[data[0] % len(_SLICED)] if data else _SLICED[0]
+    layout = SLICED[data[0] % len(SLICED)] if data else SLICED[0]
     payload, (sx, sy, sz) = data[1:], layout.shape
     stream = attempt(crackle._parse_stream, payload, layout)
     if is_refused(stream):
         return False
     head = 29 if payload[4] else 24
     fields = int.from_bytes(payload[5:7], "little")
-    assert _numbers(payload[7:19], 4) == [sx, sy, sz]
+    assert numbers(payload[7:19], 4) == [sx, sy, sz]
     assert 1 << (fields & 3) == layout.dtype.itemsize
     size = int.from_bytes(payload[20 : 28 if payload[4] else 24], "little")
-    codes = _numbers(payload[head : head + 4 * sz], 4)
+    codes = numbers(payload[head : head + 4 * sz], 4)
     begin = head + 4 * sz + (4 if payload[4] else 0)
     order = fields >> 9 & 15
     model = (4**order * 5 + 4) // 8 if order else 0
@@ -175,12 +194,14 @@ def _check_crackle(data: bytes) -> bool:
     is_pins = stream.label_format == 2
     at = wide if is_pins else 0
     number = int.from_bytes(stream.labels[at : at + 8], "little")
-    stored = _numbers(stream.labels[at + 8 : at + 8 + number * wide], wide)
+    stored = numbers(stream.labels[at + 8 : at + 8 + number * wide], wide)
     mask = 2 ** (8 * wide) - 1
-    assert [int(label) & mask for label in labels.tolist()] == stored + (_numbers(stream.labels[:wide], wide) if is_pins else [])
+    assert [int(label) & mask for label in labels.tolist()] == stored + (
+        numbers(stream.labels[:wide], wide) if is_pins else []
+    )
     at += 8 + number * wide
-    count_width = _width(sx * sy)
-    assert counts.tolist() == _numbers(stream.labels[at : at + sz * count_width], count_width)
+    count_width = width_of(sx * sy)
+    assert counts.tolist() == numbers(stream.labels[at : at + sz * count_width], count_width)
     assert first.tolist() == list(accumulate(counts.tolist(), initial=0))[:-1]
     assert counts.max() <= sx * sy
     if is_pins:
@@ -190,88 +211,12 @@ def _check_crackle(data: bytes) -> bool:
         assert 0 <= placed.min() <= placed.max() <= number
         return True
     at += sz * count_width
-    assert keys.tolist() == _numbers(stream.labels[at:], _width(number))
+    assert keys.tolist() == numbers(stream.labels[at:], width_of(number))
     assert max(keys.tolist()) < len(labels)
     return True
 
 
-# compresso
-
-def _compresso_seeds() -> list[bytes]:
-    import compresso as package
-
-    seeds = _seeds(_SLICED, "compresso")
-    for index, layout in enumerate(_SLICED):
-        chunk = make_segments(layout)[..., 0]
-        for options in ({"steps": (4, 4, 2), "random_access_z_index": False}, {"steps": (8, 8, 1)},
-                        {"connectivity": 6, "random_access_z_index": False}):
-            seeds.append(bytes([index]) + bytes(package.compress(chunk, **options)))
-    return seeds
-
-
-def _check_compresso(data: bytes) -> bool:
-    layout = _SLICED[data[0] % len(_SLICED)] if data else _SLICED[0]
-    payload, (sx, sy, sz) = data[1:], layout.shape
-    stream = attempt(compresso._parse_stream, payload, layout)
-    if is_refused(stream):
-        return False
-    assert (*_numbers(payload[6:12], 2),) == (sx, sy, sz)
-    step = tuple(payload[12:15])
-    wide = layout.dtype.itemsize
-    labels, values, locations = (int.from_bytes(payload[a:b], "little") for a, b in ((15, 23), (23, 27), (27, 35)))
-    window = next(n for n in (1, 2, 4, 8) if step[0] * step[1] * step[2] <= 8 * n)
-    at = 36
-    assert stream.labels.tolist() == _numbers(payload[at : at + labels * wide], wide)
-    at += labels * wide
-    assert stream.window_values.tolist() == _numbers(payload[at : at + values * window], window)
-    at += values * window
-    assert stream.locations.tolist() == _numbers(payload[at : at + locations * wide], wide)
-    at += locations * wide
-    end = len(payload) - (2 * sz * _width(2 * sx * sy) if payload[4] else 0)
-    runs = _numbers(payload[at:end], window)
-    if payload[4]:
-        assert stream.runs.tolist() == runs
-    windows: list[int] = []
-    for run in stream.runs.tolist():
-        windows += [0] * (run >> 1) if run & 1 else [run >> 1]
-    counts = [-(-s // t) for s, t in zip(layout.shape, step, strict=True)]
-    assert len(windows) == counts[0] * counts[1] * counts[2]
-    is_value = max(windows) < max(values, 1)
-    found = attempt(compresso._expand_runs, stream, np.arange(sz))
-    assert is_refused(found) is not is_value
-    if not is_value:
-        return False
-    assert found.tolist() == windows
-    if stream.label_ends is not None and step[2] == 1:
-        a_slice = counts[0] * counts[1]
-        some = np.array([0, sz - 1])
-        expanded = compresso._expand_runs(stream, some)
-        assert expanded.tolist() == windows[:a_slice] + windows[(sz - 1) * a_slice :]
-        for ends, section in ((stream.label_ends, stream.labels), (stream.location_ends, stream.locations)):
-            if len(ends) == sz and (np.diff(ends, prepend=0) >= 0).all():
-                taken, bounds = compresso._take_slices(section, ends, some)
-                assert bounds[-1] == len(taken)
-    assert compresso._find_undecided(stream, found).tolist() == _undecided(stream, windows, counts, step, layout.shape)
-    return True
-
-
-def _undecided(stream, windows, counts, step, shape) -> list[int]:
-    """Return the boundary voxels without a neighbour before them that isn't, one after the other."""
-    values = stream.window_values.tolist() or [0]
-    (sx, sy, sz), (a, b, c) = shape, step
-    depth = len(windows) // (counts[0] * counts[1]) * c
-    edge = {}
-    for z in range(min(depth, sz)):
-        for y in range(sy):
-            for x in range(sx):
-                window = windows[x // a + counts[0] * (y // b + counts[1] * (z // c))]
-                edge[x, y, z] = values[window] >> (x % a + a * (y % b + b * (z % c))) & 1
-    return [x + sx * (y + sy * z) for (x, y, z), is_edge in edge.items() if is_edge and all(
-        edge.get(place, 1) for place in ((x - 1, y, z), (x, y - 1, z), (x, y, z - 1))[: 3 if stream.connectivity == 6 else 2])]
-
-
 TARGETS = {
-    "compressed_segmentation": Target(lambda: _seeds(_SEGMENTATION, "compressed_segmentation"), _check_segmentation),
+    "compressed_segmentation": Target(lambda: seeds_of(_SEGMENTATION, "compressed_segmentation"), _check_segmentation),
     "crackle": Target(_crackle_seeds, _check_crackle, _mend_crackle),
-    "compresso": Target(_compresso_seeds, _check_compresso),
 }

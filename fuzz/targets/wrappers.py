@@ -75,9 +75,15 @@ def _seeds() -> list[bytes]:
     import zstandard
 
     contents = [b"", b"a", b"labels " * 40, bytes(range(256)), bytes(3000)]
-    pack = (gzip.compress, brotli.compress, zstandard.ZstdCompressor(write_checksum=True).compress, lzma.compress,
-            lambda content: lzma.compress(content, lzma.FORMAT_ALONE), bz2.compress,
-            lambda content: brotli.compress(gzip.compress(content)))
+    pack = (
+        gzip.compress,
+        brotli.compress,
+        zstandard.ZstdCompressor(write_checksum=True).compress,
+        lzma.compress,
+        lambda content: lzma.compress(content, lzma.FORMAT_ALONE),
+        bz2.compress,
+        lambda content: brotli.compress(gzip.compress(content)),
+    )
     seeds = [bytes([kind]) + wrap(content) for kind, wrap in enumerate(pack) for content in contents]
     # Several members, streams or frames in one object.
     return seeds + [bytes([kind]) + pack[kind](contents[2]) + pack[kind](contents[3]) for kind in (0, 2, 3, 5)]
@@ -87,7 +93,7 @@ def _mend(data: bytes, rng: random.Random) -> bytes:
     """Return gzip whose length at the end is that of another content, or data with their end doubled."""
     kind = rng.randrange(6)
     if kind == 0 and len(data) > 9:
-        return data + data[-rng.choice((4, 8)):]
+        return data + data[-rng.choice((4, 8)) :]
     if kind == 1 and len(data) > 5:
         return data[:-4] + rng.choice((0, 1, 2**20, 2**32 - 1)).to_bytes(4, "little")
     if kind == 2 and data:

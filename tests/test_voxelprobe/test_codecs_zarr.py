@@ -142,7 +142,7 @@ def test_blosc_blocks_in_another_order():
         assert np.array_equal(zarr.read_points(moved, layout, voxels), array[tuple(voxels.T)])
 
 
-@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("place", [0, 2, 3])
 def test_headers_of_stored_values_are_held_to_blosc_s_own(place):
     """Values stored as they are read as blosc reads them: a format or a flag that it refuses is refused here, too."""
     layout = make_layout((7, 5, 3), codecs=[COMPRESSORS["blosc stored"]])
