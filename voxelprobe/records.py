@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,10 @@ STATUS = "status"
 SUPERVOXEL = "supervoxel"
 ROOT = "root"
 RESOLVED = "resolved"
+
+
+# Before a run's Parquet file's footer, followed by the CRC-32C of all that comes after.
+_SEAL_MAGIC = b"vpCRC32C"
 
 
 class Status(IntEnum):
@@ -101,6 +106,7 @@ def write_pieces(path: Path, pieces: Sequence[Mapping[str, npt.NDArray[Any]]], *
                           write_page_checksum=True) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=max(table.num_rows, 1))
+    _seal(path)
 
 
 def read_columns(path: Path, *names: str, pieces: Sequence[int] | None = None) -> list[npt.NDArray[Any]]:
@@ -120,6 +126,7 @@ def read_columns(path: Path, *names: str, pieces: Sequence[int] | None = None) -
     import pyarrow.parquet as pq
 
     try:
+        _check_seal(path)
         # A plain file, so that a folder named a=b isn't taken for a partition.
         with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             if pieces is None:
@@ -127,8 +134,44 @@ def read_columns(path: Path, *names: str, pieces: Sequence[int] | None = None) -
             else:
                 table = file.read_row_groups(list(pieces), columns=list(names))
         return [_from_arrow(table[name]) for name in names]
-    except (pa.ArrowException, KeyError, OSError, IndexError, ValueError) as error:
-        raise StaleRunError(f"{path}: expected the columns {', '.join(names)} of a run, found: {error}") from error
+    except (pa.ArrowException, KeyError, OSError, IndexError, ValueError, TypeError) as error:
+        raise StaleRunError(f"{path}: expected the columns {', '.join(names)} of a run, found: {error}. Delete the "
+                            "file and run the same command: it is made again") from error
+
+
+def _seal(path: Path) -> None:
+    """Put a checksum before a file's footer, which has none: one flipped bit there makes other numbers of the pages."""
+    with open(path, "r+b") as file:
+        begin, footer = _read_footer(file)
+        file.seek(begin)
+        file.write(_seal_of(footer) + footer)
+
+
+def _check_seal(path: Path) -> None:
+    """Raise ValueError if a file's footer isn't the one that was written."""
+    with open(path, "rb") as file:
+        begin, footer = _read_footer(file)
+        file.seek(max(begin - len(_SEAL_MAGIC) - 4, 0))
+        if file.read(len(_SEAL_MAGIC) + 4) != _seal_of(footer):
+            raise ValueError("a footer that doesn't match its checksum")
+
+
+def _read_footer(file: BinaryIO) -> tuple[int, bytes]:
+    """Return where a Parquet file's footer begins, and all from there on."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - 8, 0))
+    tail = file.read()
+    begin = end - 8 - int.from_bytes(tail[:4], "little")
+    if len(tail) < 8 or tail[4:] != b"PAR1" or begin < 4:
+        raise ValueError(f"{end} bytes that don't end as a Parquet file does")
+    file.seek(begin)
+    return begin, file.read()
+
+
+def _seal_of(footer: bytes) -> bytes:
+    import google_crc32c
+
+    return _SEAL_MAGIC + int(google_crc32c.value(footer)).to_bytes(4, "little")
 
 
 def _to_arrow(values: npt.NDArray[Any]) -> Any:

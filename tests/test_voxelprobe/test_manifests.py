@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voxelprobe.errors import TransportError
-from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
+from voxelprobe.run.manifests import Manifest, read_manifest, seal_of, write_manifest
 from voxelprobe.storage import Folder
 from voxelprobe.volume.url import parse_location
 
@@ -25,10 +25,13 @@ def read(folder, key="key1"):
     return read_manifest(folder, "plan/manifest.json", key)
 
 
-def edit(change):
+def edit(change, *, is_sealed=True):
     def apply(folder):
-        document = json.loads(folder.read_bytes("plan/manifest.json"))
-        folder.write_bytes("plan/manifest.json", json.dumps(change(document)).encode())
+        document = change(json.loads(folder.read_bytes("plan/manifest.json")))
+        if is_sealed and isinstance(document, dict):
+            document.pop("seal", None)
+            document["seal"] = seal_of(document)
+        folder.write_bytes("plan/manifest.json", json.dumps(document).encode())
     return apply
 
 
@@ -61,6 +64,25 @@ def test_a_manifest_that_isnt_right_in_everything_is_none(folder, damage):
     """Damaged, edited, or with a file gone or of another size, a marker marks nothing."""
     damage(folder)
     assert read(folder) is None
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d | {"facts": d["facts"] | {"points": 4}}, lambda d: d | {"facts": {}}, lambda d: d | {"more": 1},
+    lambda d: d | {"files": {}}, lambda d: d | {"seal": None}, lambda d: {k: v for k, v in d.items() if k != "seal"},
+    lambda d: d | {"seal": d["seal"][::-1]},
+])
+def test_a_manifest_that_was_edited_is_none(folder, change, caplog):
+    """Whatever somebody changes in a marker, be it a count, it is found, said, and marks nothing any more."""
+    edit(change, is_sealed=False)(folder)
+    assert read(folder) is None
+    assert "manifest.json was changed after it was written" in caplog.text
+
+
+def test_a_manifest_that_was_written_anew_is_the_same(folder):
+    """Spaces and the order of members are no change."""
+    document = json.loads(folder.read_bytes("plan/manifest.json"))
+    folder.write_bytes("plan/manifest.json", json.dumps(dict(sorted(document.items())), indent=7).encode())
+    assert read(folder) == Manifest("key1", {"plan/a.parquet": 3, "plan/b.parquet": 0}, FACTS)
 
 
 def test_a_manifest_of_another_key_is_none(folder):

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from voxelprobe.errors import StaleRunError
@@ -10,7 +11,9 @@ from voxelprobe.records import (
     read_columns,
     status_column,
     write_columns,
+    write_pieces,
 )
+from voxelprobe.testing.contracts import call_in_children
 
 
 @pytest.mark.parametrize(("prefix", "channels", "labels", "status"), [
@@ -70,3 +73,40 @@ def test_a_file_that_isnt_ours_or_is_damaged_is_a_stale_run(tmp_path, damage):
     damage(path)
     with pytest.raises(StaleRunError, match=r"points-000\.parquet: expected the columns point, place of a run, found"):
         read_columns(path, "point", "place")
+
+
+@pytest.mark.parametrize("part", ["footer", "page headers", "anywhere"])
+def test_no_flipped_bit_is_another_number(tmp_path, part):
+    """One or two bits flipped, in the footer too, which Parquet has no checksum for: a stale run, or what was written."""
+    rng = np.random.default_rng(1)
+    columns = {"point": np.sort(rng.integers(0, 10**6, 3000)), "status": rng.integers(0, 3, 3000).astype("u1"),
+               "label": rng.integers(10**19, 18 * 10**18, 3000, np.uint64)}
+    path = tmp_path / "labels.parquet"
+    write_pieces(path, [{name: values[some] for name, values in columns.items()}
+                        for some in (slice(1500), slice(1500, None))], few=["status"])
+    good = path.read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    places = list(range(len(good)))
+    if part == "footer":
+        places = places[footer - 12 :]
+    elif part == "page headers":
+        metadata = pq.ParquetFile(path).metadata
+        chunks = [metadata.row_group(group).column(column) for group in range(2) for column in range(3)]
+        offsets = [offset for chunk in chunks for offset in (chunk.dictionary_page_offset, chunk.data_page_offset)]
+        places = [place for offset in offsets if offset for place in range(offset, offset + 30)]
+
+    def read(wrong):
+        damaged = bytearray(good)
+        for place, bit in wrong:
+            damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            found = read_columns(path, *columns)
+        except StaleRunError:
+            return "stale"
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, columns.values(), strict=True))
+
+    flips = [[(int(rng.choice(places)), int(rng.integers(8))) for _ in range(rng.integers(1, 3))] for _ in range(700)]
+    outcomes = call_in_children(read, flips)
+    assert set(outcomes) <= {"stale", True}
+    assert outcomes.count("stale") > 600

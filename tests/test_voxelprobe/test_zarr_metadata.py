@@ -136,6 +136,7 @@ HUGE = [2**40] * 3
     ({"filters": [{"id": "vlen-utf8"}]}, UnsupportedError, r"filters[0]: codec 'vlen-utf8' can't be read"),
     ({"filters": {"id": "delta"}}, InputError, "expected a list"),
     ({"filters": [{"id": "delta", "dtype": "|O"}]}, UnsupportedError, "can't be read"),
+    ({"filters": [{"id": "delta", "dtype": "\ud800"}]}, UnsupportedError, "can't be read"),
     ({"fill_value": -1}, InputError, "expected a fill_value of uint32, found -1"),
     ({"fill_value": "AAAA"}, InputError, "expected a fill_value of uint32"),
     ({"shape": [2**17, 30, 40, 50], "chunks": [1, 8, 8, 8]}, UnsupportedError, "131072 channels; at most 65536"),

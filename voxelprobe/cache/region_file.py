@@ -19,6 +19,7 @@ import itertools
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
@@ -39,6 +40,7 @@ _HELD = "cache_size = -512"  # KiB
 _JOURNAL = "-journal"
 # How sqlitedict's thread ends the answer to a statement.
 _NO_MORE = "--no more--"
+# How long SQLite's lock is waited for, which programs that know nothing of ours may hold.
 _BUSY_SECONDS = 60.0
 # What SQLite complains of when the disk, and not the file's content, is at fault.
 _DISK_ERRORS = frozenset({
@@ -46,6 +48,9 @@ _DISK_ERRORS = frozenset({
     sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH,
 })
+
+
+logger = logging.getLogger(__name__)
 
 
 class DamagedRegionError(Exception):
@@ -70,13 +75,7 @@ class RegionFile:
             facts = dict(_select(database, "key, value", map(_facts_key, chunks)))
             for key, content in _select(database, "key, value", map(str, chunks)):
                 chunk = int(key)
-                found = facts.get(_facts_key(chunk))
-                if not isinstance(content, bytes) or not isinstance(found, bytes):
-                    raise DamagedRegionError(f"row {key} lacks its checksum, or isn't bytes")
-                stored = StoredObject(content, found[4:].decode() or None)
-                if found != _facts(chunk, stored):
-                    raise DamagedRegionError(f"row {key} doesn't match its checksum")
-                objects[chunk] = stored
+                objects[chunk] = parse_row(chunk, facts.get(_facts_key(chunk)), content)
         return objects
 
     def write(self, objects: Mapping[int, StoredObject]) -> int:
@@ -111,10 +110,19 @@ class RegionFile:
                 # last: without it a half-written file looks whole, while alone it is thrown away by SQLite.
                 for suffix in ("-wal", "-shm", "", _JOURNAL):
                     with contextlib.suppress(FileNotFoundError):
-                        os.remove(f"{self._path}{suffix}")
+                        if not suffix and self._path.is_dir():  # not ours, and so not ours to delete
+                            self._path.rename(self._path.with_name(f"aside-{time.time_ns()}-{self._path.name}"))
+                        else:
+                            os.remove(f"{self._path}{suffix}")
         except BlockingIOError:
             return False
         return True
+
+    def _is_replaced(self, code: int) -> bool:
+        """Return whether an error of the disk is of a file that somebody deleted meanwhile, or put a folder in for."""
+        if self._path.is_dir() or not self._path.parent.exists():
+            return True
+        return code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY) and not self._path.exists()
 
     def _size(self) -> int:
         try:
@@ -125,7 +133,11 @@ class RegionFile:
     @contextlib.contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
         # A file of its own: closing any handle of the database's file would drop SQLite's own locks.
-        with open_lock(self._path.with_suffix(".lock")) as lock:
+        place = self._path.with_suffix(".lock")
+        if not place.parent.exists():  # deleted while we are at work
+            logger.warning("the folder %s of the chunk cache is gone; its chunks are fetched again", place.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with open_lock(place) as lock:
             fcntl.flock(lock, mode)
             os.utime(lock.fileno())
             yield
@@ -139,12 +151,17 @@ class RegionFile:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
             # A damaged header may forbid writing to a file that we may write to.
             forbidden = code & 0xFF != sqlite3.SQLITE_READONLY or not os.access(self._path, os.W_OK)
-            if code & 0xFF in _DISK_ERRORS and code != sqlite3.SQLITE_IOERR_SHORT_READ and forbidden:
+            is_disk = code & 0xFF in _DISK_ERRORS and code != sqlite3.SQLITE_IOERR_SHORT_READ and forbidden
+            if is_disk and not self._is_replaced(code):
                 raise TransportError(f"chunk cache {self._path}: {error}{describe_open_files()}") from error
             raise DamagedRegionError(str(error)) from error
         except (TypeError, ValueError) as error:
             # A flipped bit makes a text or a number of a blob, or a message of bytes that are no text.
             raise DamagedRegionError(f"a row can't be understood: {error}") from error
+        except RuntimeError as error:  # sqlitedict's own word for it
+            if self._path.parent.exists():
+                raise
+            raise DamagedRegionError("its folder was deleted") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -161,19 +178,18 @@ class RegionFile:
 
     @contextlib.contextmanager
     def _writing(self, page_bytes: int) -> Iterator[Any]:
-        from sqlitedict import SqliteDict
+        from voxelprobe.cache.patient_table import PatientTable
 
         with self._locked(fcntl.LOCK_EX), self._translated():
             self._prepare(page_bytes)
             # Its errors are raised here; it would log them too, with stacks.
             logging.getLogger("sqlitedict").setLevel(logging.CRITICAL)
-            table = SqliteDict(
-                str(self._path), tablename=TABLE, autocommit=False, journal_mode="DELETE",
+            table = PatientTable(
+                str(self._path), busy_seconds=_BUSY_SECONDS, tablename=TABLE, autocommit=False, journal_mode="DELETE",
                 encode=sqlite3.Binary, decode=bytes, outer_stack=False,
             )
             try:
-                for setting in (_HELD, f"busy_timeout = {int(_BUSY_SECONDS * 1000)}"):
-                    table.conn.execute(f"PRAGMA {setting}")
+                table.conn.execute(f"PRAGMA {_HELD}")
                 yield table
                 _commit(table, self._path)
             finally:
@@ -195,6 +211,22 @@ class RegionFile:
             database.execute("PRAGMA synchronous = OFF")
             database.execute(f"PRAGMA {_HELD}")
             yield database
+
+
+def parse_row(chunk: int, facts: object, content: object) -> StoredObject:
+    """Return a chunk of its two rows, held against their checksum.
+
+    Raises
+    ------
+    DamagedRegionError, UnicodeDecodeError
+        If it doesn't match, or the rows aren't bytes, or name no encoding.
+    """
+    if not isinstance(content, bytes) or not isinstance(facts, bytes):
+        raise DamagedRegionError(f"row {chunk} lacks its checksum, or isn't bytes")
+    stored = StoredObject(content, facts[4:].decode() or None)
+    if facts != _facts(chunk, stored):
+        raise DamagedRegionError(f"row {chunk} doesn't match its checksum")
+    return stored
 
 
 def _facts_key(chunk: int) -> str:

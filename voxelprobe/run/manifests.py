@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from voxelprobe.storage import Folder
 # each time. What vanishes after that is missed by who needs it.
 _MANY_FILES = 2
 _confirmed: dict[str, bytes] = {}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +49,30 @@ def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], fa
     if folder.location.path is None:
         # Those that the facts are about, should another machine have replaced one since.
         document["versions"] = {file: folder.written_version(file) or state.version for file, state in found.items()}
-    folder.write_bytes(name, json.dumps(document | {"facts": facts}, indent=1).encode() + b"\n")
+    document["facts"] = facts
+    folder.write_bytes(name, json.dumps(document | {"seal": seal_of(document)}, indent=1).encode() + b"\n")
+
+
+def seal_of(document: Mapping[str, Any]) -> str:
+    """Return a digest of what a marker says, without its seal."""
+    said = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:
     """Return a stage's marker, or None unless it is whole, made from `key`, and its files are there in full.
 
-    On a bucket the files have to be the very ones that the marker was written for, too.
+    On a bucket the files have to be the very ones that the marker was written for, too. A marker that was changed by
+    hand or by a damaged disk, in whatever it says, is none: its stage is done again.
     """
     content = folder.read_bytes(name)
     if content is None:
         return None
     try:
         document = json.loads(content)
+        if document.pop("seal", None) != seal_of(document):
+            logger.warning("%s was changed after it was written; what it is of is made again", folder.child_url(name))
+            return None
         manifest = Manifest(document["key"], dict(document["files"]), dict(document["facts"]))
         versions = dict(document.get("versions", {}))
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
