@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from types import TracebackType
 
 from voxelprobe.errors import VoxelProbeError
+
+_MAIN_PROCESS = os.getpid()
+_LATER_SECONDS = 0.05
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -35,6 +41,16 @@ def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Tra
         sys.__excepthook__(kind, error, trace)
 
 
+def _keep_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Have an interrupt happen a little later that came where Python drops exceptions, as in the middle of a fork."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+    elif os.getpid() == _MAIN_PROCESS:  # it is the parent's to handle
+        timer = threading.Timer(_LATER_SECONDS, os.kill, (_MAIN_PROCESS, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+
 def set_up_logging() -> None:
     """Show the lines of the engine, and Luigi's warnings with our errors said plainly."""
     logger = logging.getLogger("voxelprobe")
@@ -45,3 +61,4 @@ def set_up_logging() -> None:
         logger.setLevel(logging.INFO)
     logging.getLogger("luigi-interface").addFilter(_shorten)
     sys.excepthook = _report_uncaught
+    sys.unraisablehook = _keep_interrupt

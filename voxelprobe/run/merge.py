@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from voxelprobe.run.groups import sweep_fetches
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.plan import expect_plan
 from voxelprobe.run.progress import ProgressBoard
@@ -32,6 +33,7 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
         plan = expect_plan(run)
         for leftover in (result.marker, REPORT):
             run.folder.sweep(leftover)
+        sweep_fetches(run)
         values = gather_values(run, plan, result.roots)
         facts = values.facts()
         result.folder.sweep(result.name)
