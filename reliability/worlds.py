@@ -154,24 +154,24 @@ def truth_of(array: Any, voxels: Any, names: Mapping[str, Any]) -> dict[str, lis
             for name, values in names.items()}
 
 
-def _names_of_chunks(info: dict[str, Any]) -> dict[int, str]:
+def _names_of_chunks(info: dict[str, Any], chunk: tuple[int, int, int] = CHUNK) -> dict[int, str]:
     """Return the chunks' names by number: x runs first."""
-    scale, grid = info["scales"][0], [-(-n // c) for n, c in zip(SHAPE, CHUNK, strict=True)]
+    scale, grid = info["scales"][0], [-(-n // c) for n, c in zip(SHAPE, chunk, strict=True)]
     return {x + grid[0] * (y + grid[1] * z): chunk_name(scale, (x, y, z))
-            for (x, y, z), _ in iterate_chunks(SHAPE, CHUNK)}
+            for (x, y, z), _ in iterate_chunks(SHAPE, chunk)}
 
 
 @contextlib.contextmanager
 def plain_world(folder: Path, *, points: int = POINTS, latency_seconds: float = 0.0, compress: Any = "gzip",
-                **written: Any) -> Iterator[World]:
-    """Give a volume of 60 chunks behind a web server."""
+                chunk: tuple[int, int, int] = CHUNK) -> Iterator[World]:
+    """Give a volume behind a web server: of 60 chunks, or of another number where their size is given."""
     array, voxels = _array(), _voxels(-1, points)
     folder.mkdir(parents=True, exist_ok=True)
-    info = write_volume(folder / "seg", array, chunk_size=CHUNK, compress=compress, **written)
+    info = write_volume(folder / "seg", array, chunk_size=chunk, compress=compress)
     table = write_points(folder / "points.csv", voxels)
     with HttpStore(folder / "seg", latency_seconds=latency_seconds) as store:
         yield World("plain", {"volume": store.url, "points": table, "fetch_threads": 4},
-                    truth_of(array, voxels, {"label": array}), store, chunk_names=_names_of_chunks(info))
+                    truth_of(array, voxels, {"label": array}), store, chunk_names=_names_of_chunks(info, chunk))
 
 
 @contextlib.contextmanager
@@ -195,7 +195,8 @@ def graphene_world(folder: Path, *, points: int = POINTS, latency_seconds: float
 
 
 @contextlib.contextmanager
-def bucket_world(folder: Path, *, points: int = POINTS, sharded: bool = True) -> Iterator[World]:
+def bucket_world(folder: Path, *, points: int = POINTS, sharded: bool = True,
+                 chunk: tuple[int, int, int] = CHUNK) -> Iterator[World]:
     """Give a volume in a bucket of moto's S3, behind a gate that records; a machine's workspace is a bucket too.
 
     This process's environment has the credentials meanwhile.
@@ -207,7 +208,7 @@ def bucket_world(folder: Path, *, points: int = POINTS, sharded: bool = True) ->
     array, voxels = _array(), _voxels(-1, points)
     folder.mkdir(parents=True, exist_ok=True)
     sharding = {"preshift_bits": 0, "minishard_bits": 1, "shard_bits": 2} if sharded else None
-    info = write_volume(folder / "seg", array, chunk_size=CHUNK, sharding=sharding)
+    info = write_volume(folder / "seg", array, chunk_size=chunk, sharding=sharding)
     table = write_points(folder / "points.csv", voxels)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -224,7 +225,7 @@ def bucket_world(folder: Path, *, points: int = POINTS, sharded: bool = True) ->
                 client.put_object(Bucket=BUCKET, Key=path.relative_to(folder).as_posix(), Body=path.read_bytes())
         with StoreGate(f"{host}:{port}") as gate:
             world = World("bucket", {}, truth_of(array, voxels, {"label": array}), gate=gate, client=client,
-                          chunk_names=_names_of_chunks(info))
+                          chunk_names=_names_of_chunks(info, chunk))
             world.parameters = {"volume": f"{world.bucket_url}/seg", "points": table, "fetch_threads": 4}
             yield world
     finally:
