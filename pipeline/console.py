@@ -51,6 +51,10 @@ def _keep_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
         timer.start()
 
 
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def set_up_logging() -> None:
     """Show the lines of the engine, and Luigi's warnings with our errors said plainly."""
     logger = logging.getLogger("voxelprobe")
@@ -62,3 +66,5 @@ def set_up_logging() -> None:
     logging.getLogger("luigi-interface").addFilter(_shorten)
     sys.excepthook = _report_uncaught
     sys.unraisablehook = _keep_interrupt
+    # From the first moment: until its task runs, a worker would show a traceback.
+    os.register_at_fork(after_in_child=_leave_interrupts_to_parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sqlite3
@@ -192,6 +193,19 @@ def graphene_world(folder: Path, *, points: int = POINTS, latency_seconds: float
                       "graphene_batch_size": batch}
         truth = truth_of(watershed.labels, voxels, {"supervoxel_id": watershed.labels, "root_id": roots})
         yield World("graphene", parameters, truth, store, server, chunk_names=_names_of_chunks(info))
+
+
+def with_other_points(world: World, path: Path) -> World:
+    """Return a plain world with other points over the same volume."""
+    array, voxels = _array(), _voxels(-1, POINTS, seed=3)
+    return dataclasses.replace(world, parameters=world.parameters | {"points": write_points(path, voxels)},
+                               truth=truth_of(array, voxels, {"label": array}), table=b"")
+
+
+def split_a_root(graph: ChunkedGraph, at: float) -> None:
+    """Take every other supervoxel from the root with most of them."""
+    root = max((int(one) for one in graph.roots), key=lambda one: len(graph.members(one)))
+    graph.split(root, graph.members(root)[::2], at=at)
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ class RunTask(luigi.Task):
         if os.getpid() != _MAIN_PROCESS:
             # Ctrl-C is the parent's to handle: it ends its workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            die_with_parent()
+            die_with_parent(_MAIN_PROCESS)
         return self.work()
 
     @abstractmethod

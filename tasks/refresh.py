@@ -63,7 +63,7 @@ class RefreshRoots(luigi.Task):
     def run(self) -> None:
         """Refresh."""
         if os.getpid() != _MAIN_PROCESS:
-            die_with_parent()
+            die_with_parent(_MAIN_PROCESS)
         plan = self.plan()
         plan.execute(batch_size=self.graphene_batch_size, concurrency=self.graphene_concurrency)
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from voxelprobe.errors import TransportError
@@ -50,22 +49,24 @@ def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], fa
         document["versions"] = {file: folder.written_version(file) or state.version for file, state in found.items()}
     else:
         # Or the marker might outlive the new names in a power cut, and stand beside older files of the same size.
-        for parent in {folder.path(file).parent for file in found}:
-            _settle(parent)
+        settle_names(folder, found)
     folder.write_bytes(name, json.dumps(document | {"facts": facts}, indent=1).encode() + b"\n")
 
 
-def _settle(folder: Path) -> None:
-    """Bring the names in a local folder to the disk: a power cut takes them back no more."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise TransportError(f"{folder}: {error.strerror or error}") from error
-    try:
-        with contextlib.suppress(OSError):  # a file system that knows no such thing
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+def settle_names(folder: Folder, names: Iterable[str]) -> None:
+    """Bring the names of files to the disk: a power cut takes them back no more. What a bucket has answered for is so.
+
+    The files' own folders; those above them were made long before.
+    """
+    if folder.location.path is None:
+        return
+    for parent in {folder.path(name).parent for name in names}:
+        with contextlib.suppress(OSError):  # no such folder, or a file system that knows no such thing
+            handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:

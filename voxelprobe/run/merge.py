@@ -6,8 +6,8 @@ import logging
 import time
 
 from voxelprobe.run.groups import sweep_fetches
-from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
-from voxelprobe.run.plan import expect_plan
+from voxelprobe.run.manifests import Manifest, read_manifest, settle_names, write_manifest
+from voxelprobe.run.plan import PLAN_MANIFEST, expect_plan
 from voxelprobe.run.progress import ProgressBoard
 from voxelprobe.run.report import REPORT, write_report
 from voxelprobe.run.result import Result
@@ -50,5 +50,8 @@ def merge_run(result: Result, *, board: ProgressBoard, execution: str) -> None:
             "seconds": round(time.monotonic() - started, 3),
         }
         write_report(result, plan, facts)
+        # From here on nobody looks at the other stages again.
+        settle_names(result.folder, [result.name])
+        settle_names(run.folder, [REPORT, PLAN_MANIFEST, "fetch/group-000.json", "labels/group-000.json"])
         write_manifest(run.folder, result.marker, run.key, [], facts)
         logger.info("merged %s rows into %s, %.1f s", f"{facts['rows']:,}", result.url, time.monotonic() - started)
