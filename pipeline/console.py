@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from types import TracebackType
 
 from voxelprobe.errors import VoxelProbeError, printable
@@ -14,6 +17,9 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", "\n    ")
+
+_MAIN_PROCESS = os.getpid()
+_LATER_SECONDS = 0.05
 
 
 class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -42,6 +48,20 @@ def _report_uncaught(kind: type[BaseException], error: BaseException, trace: Tra
         sys.__excepthook__(kind, error, trace)
 
 
+def _keep_interrupt(unraisable: sys.UnraisableHookArgs) -> None:
+    """Have an interrupt happen a little later that came where Python drops exceptions, as in the middle of a fork."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+    elif os.getpid() == _MAIN_PROCESS:  # it is the parent's to handle
+        timer = threading.Timer(_LATER_SECONDS, os.kill, (_MAIN_PROCESS, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def set_up_logging() -> None:
     """Show the lines of the engine, and Luigi's warnings with our errors said plainly."""
     logger = logging.getLogger("voxelprobe")
@@ -52,3 +72,6 @@ def set_up_logging() -> None:
         logger.setLevel(logging.INFO)
     logging.getLogger("luigi-interface").addFilter(_shorten)
     sys.excepthook = _report_uncaught
+    sys.unraisablehook = _keep_interrupt
+    # From the first moment: until its task runs, a worker would show a traceback.
+    os.register_at_fork(after_in_child=_leave_interrupts_to_parent)

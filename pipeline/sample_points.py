@@ -55,4 +55,8 @@ def _say_that_a_worker_died(task: luigi.Task, message: str) -> None:
 
 @SamplePoints.event_handler(luigi.Event.DEPENDENCY_PRESENT)
 def _say_that_nothing_is_to_do(task: SamplePoints) -> None:
+    from voxelprobe.run.progress import clear_counters
+
+    # One that was killed after its table was done has left them.
+    clear_counters(task.engine_run.folder.local)
     logger.info("nothing to do: %s is there, made from the same points and volume", task.result().url)

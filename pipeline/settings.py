@@ -25,7 +25,9 @@ DEFAULTS = {
         "unhandled_exception": "40",
     },
     "worker": {"check_complete_on_run": "true", "wait_jitter": "0.1", "wait_interval": "0.1"},
-    "scheduler": {"retry_delay": "5"},
+    # While other groups are at work Luigi tries a failed one again, for ever by default: where each fails in its turn,
+    # as with a store that is gone, a run would never end.
+    "scheduler": {"retry_delay": "5", "retry_count": "3"},
 }
 
 

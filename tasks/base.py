@@ -14,6 +14,7 @@ import luigi
 from tasks.failures import remember_run
 from voxelprobe.errors import InputError, VoxelProbeError
 from voxelprobe.processes import die_with_parent
+from voxelprobe.transport.silence import READ_TIMEOUT_SECONDS, set_read_timeout
 
 EXECUTION_VARIABLE = "VOXELPROBE_EXECUTION"
 # One word for all processes that one command starts: corrupt chunks are tried once an execution.
@@ -79,10 +80,17 @@ class RunTask(luigi.Task):
         significant=False,
         description="Requests under way at once, a worker process.",
     )
+    read_timeout = luigi.IntParameter(
+        default=READ_TIMEOUT_SECONDS,
+        significant=False,
+        description="Seconds after which a silent connection is given up and tried again; for graph servers ten times "
+        "as many.",
+    )
 
     @property
     def engine_run(self) -> Any:
         """Return the run (`voxelprobe.run.spec.Run`) that the parameters name; opened once a process."""
+        set_read_timeout(self.read_timeout)
         outcome = _open_once(self.volume, self.points, self.workspace, self.mip, self.coord_resolution,
                              self.point_columns, self.missing_chunks)
         if isinstance(outcome, VoxelProbeError):
@@ -129,7 +137,7 @@ class RunTask(luigi.Task):
         if os.getpid() != _MAIN_PROCESS:
             # Ctrl-C is the parent's to handle: it ends its workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            die_with_parent()
+            die_with_parent(_MAIN_PROCESS)
         return self.work()
 
     @abstractmethod

@@ -13,6 +13,7 @@ from luigi.task import MixinNaiveBulkComplete
 from tasks.base import DEFAULT_GRAPHENE_BATCH_SIZE, DEFAULT_GRAPHENE_CONCURRENCY, OutputPathParameter
 from voxelprobe.errors import InputError, VoxelProbeError
 from voxelprobe.processes import die_with_parent
+from voxelprobe.transport.silence import READ_TIMEOUT_SECONDS, set_read_timeout
 
 logger = logging.getLogger("voxelprobe")
 _MAIN_PROCESS = os.getpid()
@@ -36,6 +37,9 @@ class RefreshRoots(luigi.Task):
                                              description="Ids a request.")
     graphene_concurrency = luigi.IntParameter(default=DEFAULT_GRAPHENE_CONCURRENCY, significant=False,
                                               description="Requests to the graph server at once.")
+    read_timeout = luigi.IntParameter(default=READ_TIMEOUT_SECONDS, significant=False,
+                                      description="Seconds after which a silent connection is given up and tried "
+                                      "again; for graph servers ten times as many.")
     resources = {"graphene": 1}  # noqa: RUF012 (how Luigi declares it)
 
     def plan(self) -> Any:
@@ -45,6 +49,7 @@ class RefreshRoots(luigi.Task):
         for name in ("table", "timestamp", "output"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is missing; see luigi --module pipeline RefreshRoots --help")
+        set_read_timeout(self.read_timeout)
         return plan_refresh(self.table, self.timestamp, str(self.output), self.changes, self.workspace,
                             now=time.time())
 
@@ -58,7 +63,7 @@ class RefreshRoots(luigi.Task):
     def run(self) -> None:
         """Refresh."""
         if os.getpid() != _MAIN_PROCESS:
-            die_with_parent()
+            die_with_parent(_MAIN_PROCESS)
         plan = self.plan()
         plan.execute(batch_size=self.graphene_batch_size, concurrency=self.graphene_concurrency)
 

@@ -21,6 +21,7 @@ from voxelprobe.errors import VoxelProbeError
 from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import open_cloud_files, translate_error
 from voxelprobe.transport.protocol import RetryableError
+from voxelprobe.transport.silence import CONNECT_TIMEOUT_SECONDS, read_timeout_seconds
 from voxelprobe.transport.sources import open_source
 
 # S3 takes no more in one PUT, and some stores like it a little less than these 5 GB.
@@ -215,10 +216,14 @@ def _head(kind: str, interface: Any, name: str) -> ObjectState | None:
         if content is None:
             return None
         return ObjectState(len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
-    # A web server, which doesn't know the length of what it will compress on the way.
-    head = inspect.unwrap(type(interface).head)(interface, name)
-    if head is None:
-        return None
+    # A web server, which doesn't know the length of what it will compress on the way. Not cloud-files' own `head`: it
+    # waits without a timeout.
+    limits = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds())
+    with interface.session.head(interface.get_path_to_file(name), timeout=limits) as answer:
+        if answer.status_code in (403, 404):
+            return None
+        answer.raise_for_status()
+        head = answer.headers
     version = head.get("ETag") or head.get("Last-Modified")
     length = head.get("Content-Length") or 0
     return ObjectState(int(length), f"{length} {version}" if version else "")

@@ -31,10 +31,16 @@ _PR_SET_PDEATHSIG = 1
 _RETIRED = 77
 
 
-def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Have the kernel end this process when its parent ends, however that ends. Linux; elsewhere nothing."""
+def die_with_parent(parent: int | None = None, *, signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel end this process when its parent ends, however that ends. Linux; elsewhere nothing.
+
+    Parameters
+    ----------
+    parent
+        Its id, where it is known: the parent may have ended before we ask.
+    """
     if sys.platform == "linux":
-        parent = os.getppid()
+        parent = os.getppid() if parent is None else parent
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
         if os.getppid() != parent:  # it ended before we asked
             os.kill(os.getpid(), signal_number)

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from voxelprobe.errors import AuthorizationError, InputError, TransportError
-from voxelprobe.graphene.client import GZIP_BYTES, GraphClient, TooLargeError
+from voxelprobe.graphene.client import GZIP_BYTES, GraphClient
+from voxelprobe.graphene.refusals import TooLargeError
 from voxelprobe.graphene.timestamps import Timestamp
 from voxelprobe.graphene.tokens import Token
 from voxelprobe.graphene.url import parse_graphene_url

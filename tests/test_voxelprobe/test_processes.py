@@ -168,3 +168,24 @@ def test_a_child_ends_with_a_killed_parent():
         ended, _, _ = select.select([parent.stdout], [], [], 30)
         assert ended
         assert parent.stdout.read() == b""
+
+
+LATE = """
+import os, signal, sys, time
+from voxelprobe.processes import die_with_parent
+main = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == main:
+        time.sleep(0.01)
+    die_with_parent(main)
+    print("went on", flush=True)
+    os._exit(0)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_child_whose_parent_was_gone_before_it_asked():
+    """A child that knows its parent's id ends too if that had ended before the child could ask the kernel."""
+    ended = subprocess.run([sys.executable, "-c", LATE], capture_output=True, timeout=30, check=True)
+    assert ended.stdout == b""

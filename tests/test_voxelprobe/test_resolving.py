@@ -17,7 +17,7 @@ from voxelprobe.errors import AuthorizationError, InputError, TransportError
 from voxelprobe.graphene import asking
 from voxelprobe.graphene.asking import ask_in_batches, with_retries
 from voxelprobe.graphene.ids import GraphLayout
-from voxelprobe.graphene.refusals import TooLargeError
+from voxelprobe.graphene.refusals import SilentError, TooLargeError
 from voxelprobe.resolving import find_latest_roots, resolve_roots, wanted_layer
 from voxelprobe.transport.protocol import RetryableError
 
@@ -271,6 +271,19 @@ def test_one_id_too_large_is_given_up() -> None:
     assert isinstance(caught.value.__cause__, TooLargeError)
     assert batches == [(0, ids[:10].tolist()), (10, ids[10:13].tolist())]
     assert graph.sizes[-4:] == [1, 1, 1, 1]
+
+
+def test_a_server_that_stays_silent() -> None:
+    """A server that never answers is given up after as many tries as any other, not after one for each halving."""
+
+    def answer(number: int, asked: UInt64) -> None:
+        raise SilentError("no answer in time")
+
+    graph = Graph(answer=answer)
+    with pytest.raises(TransportError, match=f"no answer in time .tried {asking.ATTEMPTS} times"):
+        resolve(supervoxels(5000), graph, batch_size=5000, concurrency=1)
+    assert len(graph.asked) == asking.ATTEMPTS
+    assert graph.sizes[0] > graph.sizes[1] > graph.sizes[2]
 
 
 def test_retries() -> None:

@@ -29,6 +29,7 @@ class _PatientThread(SqliteMultithread):  # type: ignore[misc]  # the same
         self, filename: str, busy_seconds: float, autocommit: bool, journal_mode: str, outer_stack: bool
     ) -> None:
         self._busy_seconds = busy_seconds
+        self.exception: Any = None
         super().__init__(filename, autocommit, journal_mode, outer_stack)
 
     def run(self) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from voxelprobe.arrays import UInt64
 from voxelprobe.errors import TransportError
-from voxelprobe.graphene.refusals import TooLargeError
+from voxelprobe.graphene.refusals import SilentError, TooLargeError
 from voxelprobe.transport.protocol import RetryableError
 
 # Two minutes in all: as long as a server takes to be replaced.
@@ -119,9 +119,12 @@ class _Asker:
                 if len(answer) != len(piece):
                     raise TransportError(f"expected an answer for each of {len(piece)} ids, found {len(answer)}")
             except RetryableError as error:
-                if isinstance(error, TooLargeError) and len(piece) > 1:
+                halved = isinstance(error, TooLargeError) and len(piece) > 1
+                if halved:
                     size = len(piece) // 2
                     self._shrink(size)
+                # Each silence costs the whole timeout: down to a single id they would cost hours.
+                if halved and not isinstance(error, SilentError):
                     _wait(error, 1, self._sleep)
                     continue
                 failed += 1

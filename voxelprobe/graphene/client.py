@@ -20,15 +20,14 @@ import numpy as np
 
 from voxelprobe.arrays import Bool, UInt64
 from voxelprobe.errors import InputError, TransportError
-from voxelprobe.graphene.refusals import Refusals, TooLargeError
+from voxelprobe.graphene.refusals import Refusals, SilentError
 from voxelprobe.graphene.timestamps import Timestamp
 from voxelprobe.graphene.tokens import Token
 from voxelprobe.graphene.url import GrapheneUrl
 from voxelprobe.transport.protocol import RetryableError, Traffic
+from voxelprobe.transport.silence import graph_timeout_seconds
 
 CONNECT_TIMEOUT_SECONDS = 10.0
-# The server's own limit: an answer to many ids begins when all of them are done.
-READ_TIMEOUT_SECONDS = 600.0
 # Level 1 takes a third to a half off sorted ids at 25 MB/s or more; below a first TCP window nothing is gained.
 GZIP_BYTES = 16 << 10
 # Random ids don't shrink: what gzip may add to them.
@@ -60,7 +59,7 @@ class GraphClient:
         token: Token | None,
         connections: int,
         connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
+        read_timeout_seconds: float | None = None,
     ) -> None:
         import urllib3
 
@@ -70,7 +69,8 @@ class GraphClient:
         self._refusals = Refusals(url, token)
         self._pool = urllib3.PoolManager(
             maxsize=connections,
-            timeout=urllib3.Timeout(connect=connect_timeout_seconds, read=read_timeout_seconds),
+            timeout=urllib3.Timeout(connect=connect_timeout_seconds,
+                                    read=read_timeout_seconds or graph_timeout_seconds()),
         )
 
     def fetch_info(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class GraphClient:
         Raises
         ------
         TooLargeError
-            If fewer ids may pass (413, 500, 504, no answer in time).
+            If fewer ids may pass (413, 500, 504; no answer in time: `SilentError`).
         RetryableError
             If another try may pass (429, 502, 503, lost connections, an answer of another length).
         AuthorizationError
@@ -169,7 +169,7 @@ class GraphClient:
             # Not unpacked by urllib3, which takes a gzip body without its end for a whole one.
             content = answer.read(limit + GZIP_OVERHEAD_BYTES + 1, decode_content=False)
         except urllib3.exceptions.ReadTimeoutError as error:
-            raise TooLargeError(f"{url}: no answer in time") from error
+            raise SilentError(f"{url}: no answer in time") from error
         except urllib3.exceptions.SSLError as error:
             distrusted = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args)
             kind = TransportError if distrusted else RetryableError

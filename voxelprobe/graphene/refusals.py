@@ -19,6 +19,10 @@ class TooLargeError(RetryableError):
     """The server could not manage that many ids at once: fewer of them may pass."""
 
 
+class SilentError(TooLargeError):
+    """The server did not answer in time: too many ids, or it is hung."""
+
+
 class Refusals:
     """The errors for a table's answers, none of which tells the token."""
 

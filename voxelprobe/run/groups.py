@@ -94,6 +94,14 @@ def fetch_group(run: Run, group: int, cache: ChunkCache, *, threads: int, board:
         )
 
 
+def sweep_fetches(run: Run) -> None:
+    """Delete half-written markers of fetches that nobody will do again, since the groups have their labels."""
+    for leftover in run.folder.path("fetch").glob(".tmp-*-group-*.json"):
+        group = leftover.stem.rsplit("-", 1)[-1]
+        with run.lock(f"fetch-{group}"):
+            run.folder.sweep(f"fetch/group-{group}.json")
+
+
 def decode_group(
     run: Run, group: int, cache: ChunkCache, *, threads: int, board: ProgressBoard, execution: str
 ) -> None:

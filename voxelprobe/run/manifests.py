@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,9 @@ def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], fa
     if folder.location.path is None:
         # Those that the facts are about, should another machine have replaced one since.
         document["versions"] = {file: folder.written_version(file) or state.version for file, state in found.items()}
+    else:
+        # Or the marker might outlive the new names in a power cut, and stand beside older files of the same size.
+        settle_names(folder, found)
     document["facts"] = facts
     folder.write_bytes(name, json.dumps(document | {"seal": seal_of(document)}, indent=1).encode() + b"\n")
 
@@ -57,6 +62,22 @@ def seal_of(document: Mapping[str, Any]) -> str:
     """Return a digest of what a marker says, without its seal."""
     said = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def settle_names(folder: Folder, names: Iterable[str]) -> None:
+    """Bring the names of files to the disk: a power cut takes them back no more. What a bucket has answered for is so.
+
+    The files' own folders; those above them were made long before.
+    """
+    if folder.location.path is None:
+        return
+    for parent in {folder.path(name).parent for name in names}:
+        with contextlib.suppress(OSError):  # no such folder, or a file system that knows no such thing
+            handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:

@@ -8,8 +8,9 @@ import time
 from voxelprobe.run.audit_check import MISMATCHES, check_table, read_mismatches
 from voxelprobe.run.audit_sample import AuditExtent, parse_audit
 from voxelprobe.run.failed import write_failed
-from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
-from voxelprobe.run.plan import expect_plan
+from voxelprobe.run.groups import sweep_fetches
+from voxelprobe.run.manifests import Manifest, read_manifest, settle_names, write_manifest
+from voxelprobe.run.plan import PLAN_MANIFEST, expect_plan
 from voxelprobe.run.progress import ProgressBoard
 from voxelprobe.run.report import REPORT, write_report
 from voxelprobe.run.result import Result
@@ -51,6 +52,7 @@ def merge_run(
         plan = expect_plan(run)
         for leftover in (result.marker, REPORT, MISMATCHES):
             run.folder.sweep(leftover)
+        sweep_fetches(run)
         values = gather_values(run, plan, result.roots)
         facts = values.facts()
         result.folder.sweep(result.name)
@@ -69,5 +71,8 @@ def merge_run(
         }
         facts["failed"] = write_failed(run, execution)
         write_report(result, plan, facts)
+        # From here on nobody looks at the other stages again.
+        settle_names(result.folder, [result.name])
+        settle_names(run.folder, [REPORT, PLAN_MANIFEST, "fetch/group-000.json", "labels/group-000.json"])
         write_manifest(run.folder, result.marker, run.key, [], facts)
         logger.info("merged %s rows into %s, %.1f s", f"{facts['rows']:,}", result.url, time.monotonic() - started)

@@ -95,9 +95,7 @@ class ProgressBoard:
         if self._terminal:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
-        for pattern in ("progress-*.bin", ".tmp-*-progress.json"):
-            for path in self._path.parent.glob(pattern):
-                path.unlink(missing_ok=True)
+        clear_counters(self._path.parent)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each stage under way, done, total, bytes, rate a second and seconds left."""
@@ -131,6 +129,14 @@ class ProgressBoard:
         else:
             for part in parts:
                 logger.info("%s", part)
+
+
+def clear_counters(folder: Path) -> None:
+    """Delete the counters of all executions, of killed ones too; one that is under way counts on in what it has."""
+    for pattern in ("progress-*.bin", ".tmp-*-progress.json"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _describe(stage: str, facts: dict[str, float], *, bar: bool) -> str:

@@ -51,6 +51,7 @@ def pin_roots(run: Run, timestamp: str, stop_layer: int | None) -> RootsAt:
         content = run.folder.read_bytes("roots/now.json")
         if content is not None:
             return RootsAt(Timestamp(int(json.loads(content)["milliseconds"])), stop_layer)
+        run.folder.sweep("roots/now.json")
         pinned = parse_timestamp("now", now=now)
         document = {"timestamp": pinned.text, "milliseconds": pinned.milliseconds}
         if not run.folder.write_first("roots/now.json", json.dumps(document).encode() + b"\n"):

@@ -19,12 +19,13 @@ class Fault:
         `reset`: the connection is reset before an answer.
         `short_body`: `Content-Length` is right, half of the body comes, the connection ends.
         `truncated`: half of the body, with a `Content-Length` that fits it.
+        `wrong_length`: all of the body, with the `Content-Length` of half of it.
         `flipped`: the byte in the middle has its bits inverted, the length is right.
         `stall`: nothing for `seconds`, then the right answer.
         `stall_body`: half of the body, nothing for `seconds`, then the rest.
     """
 
-    kind: Literal["status", "reset", "short_body", "truncated", "flipped", "stall", "stall_body"]
+    kind: Literal["status", "reset", "short_body", "truncated", "wrong_length", "flipped", "stall", "stall_body"]
     status: int = 503
     retry_after: float | str | None = None
     seconds: float = 0.0

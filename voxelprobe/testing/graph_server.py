@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,8 @@ class GraphServer(Served):
     ----------
     api
         What answers: its `token`, `refusal` and `clock` may be changed.
+    fault_for
+        Asked at each call; where it returns None, the faults planned by `fail` are looked at.
     requests
         Every `GraphRequest` so far, in order of arrival, also those that a fault met.
     ids_asked, ids_answered
@@ -90,6 +92,7 @@ class GraphServer(Served):
         self.api = GraphApi(graph, name, info, version, token, refusal)
         self.max_body_bytes = max_body_bytes
         self.latency_seconds = latency_seconds
+        self.fault_for: Callable[[GraphRequest], Fault | None] | None = None
         self.requests: list[GraphRequest] = []
         self.ids_asked = self.ids_answered = self.bytes_received = self.bytes_sent = self.peak_in_flight = 0
         self._in_flight = 0
@@ -138,7 +141,8 @@ class GraphServer(Served):
             self.bytes_received += len(call.body)
             self._in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
-        return self._plan.take(request.path)
+        chosen = self.fault_for(request) if self.fault_for is not None else None
+        return chosen or self._plan.take(request.path)
 
     def end(self, *, answered: int = 0) -> None:
         """Count an answered call, and the ids that were answered in it."""
@@ -206,7 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "flipped" and body:
             body = body[:half] + bytes([body[half] ^ 0xFF]) + body[half + 1:]
         self.send_response(reply.status)
-        head = {"Content-Type": reply.content_type, "Content-Length": str(len(body))}
+        said = half if kind == "wrong_length" else len(body)
+        head = {"Content-Type": reply.content_type, "Content-Length": str(said)}
         for name, value in (head | reply.headers).items():
             self.send_header(name, value)
         self.end_headers()

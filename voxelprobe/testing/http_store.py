@@ -42,6 +42,8 @@ class HttpStore(Served):
     content_encoding
         `Content-Encoding` of objects stored compressed under their own names; `info`, shards and objects of zero
         bytes are taken as plain.
+    checksums
+        Whether the MD5 comes as `Content-MD5` too, which says what it is; only right for whole objects.
     latency_seconds
         Waited before each answer; may be set at any time.
     require_basic_auth
@@ -65,6 +67,7 @@ class HttpStore(Served):
         *,
         ranges: bool = True,
         content_encoding: str | None = None,
+        checksums: bool = False,
         latency_seconds: float = 0.0,
         require_basic_auth: tuple[str, str] | None = None,
         fault_for: Callable[[Request], Fault | None] | None = None,
@@ -72,6 +75,7 @@ class HttpStore(Served):
         self.folder = folder.resolve()
         self.ranges = ranges
         self.content_encoding = content_encoding
+        self.checksums = checksums
         self.latency_seconds = latency_seconds
         self.require_basic_auth = require_basic_auth
         self.fault_for = fault_for
@@ -170,7 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_object(self, path: Path, encoding: str | None, fault: Fault | None) -> None:
         size, modified_ns = path.stat().st_size, path.stat().st_mtime_ns
-        headers = {"Content-Type": "application/octet-stream", "ETag": f'"{_md5(path, size, modified_ns)}"'}
+        digest = _md5(path, size, modified_ns)
+        headers = {"Content-Type": "application/octet-stream", "ETag": f'"{digest.hex()}"'}
+        if self.store.checksums:
+            headers["Content-MD5"] = base64.b64encode(digest).decode()
         if encoding is not None:
             headers["Content-Encoding"] = encoding
         begin, end, status = 0, size, 200
@@ -193,7 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "flipped" and body:
             body = body[:half] + bytes([body[half] ^ 0xFF]) + body[half + 1:]
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        said = half if kind == "wrong_length" else len(body)
+        for name, value in (headers | {"Content-Length": str(said)}).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -220,8 +228,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @lru_cache(maxsize=4096)
-def _md5(path: Path, size: int, modified_ns: int) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+def _md5(path: Path, size: int, modified_ns: int) -> bytes:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).digest()
 
 
 def _basic(user_and_password: tuple[str, str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """A server of 127.0.0.1, on a port that the system chooses.
+    """A server of 127.0.0.1, on a port that the system chooses where none is named.
 
     Attributes
     ----------
@@ -25,11 +25,11 @@ class LoopbackServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
         self.closing = threading.Event()
         self._connections: dict[Any, threading.Thread] = {}
         self._lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), handler)
+        super().__init__(("127.0.0.1", port), handler)
         # Without a poll the end of a test would wait half a second.
         self._loop = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._loop.start()
@@ -75,8 +75,15 @@ class LoopbackServer(ThreadingHTTPServer):
 
 
 class Served(ABC):
-    """Something that is served on the loopback while its with block lasts."""
+    """Something that is served on the loopback while its with block lasts.
 
+    Attributes
+    ----------
+    port
+        To serve at, set before the with block; 0 for one that the system chooses.
+    """
+
+    port: int = 0
     _server: LoopbackServer | None = None
 
     @abstractmethod
@@ -90,7 +97,7 @@ class Served(ABC):
         return self._server.url
 
     def __enter__(self) -> Self:
-        self._server = LoopbackServer(self.handler())
+        self._server = LoopbackServer(self.handler(), self.port)
         return self
 
     def __exit__(

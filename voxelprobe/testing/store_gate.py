@@ -11,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 from voxelprobe.testing.loopback import Served, reset_connection
 
-Verdict = Literal["pass", "refuse", "throttle", "reset"]
+Verdict = Literal["pass", "refuse", "throttle", "reset", "stall", "flip", "short"]
 
 _ERRORS = {"refuse": (403, "AccessDenied"), "throttle": (503, "SlowDown")}
+_STALL_SECONDS = 600.0
 _HOP_FIELDS = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
 
@@ -41,6 +42,7 @@ class StoreGate(Served):
         Every `Request` so far, in order of arrival, those that failed here too.
     judge
         Asked before a request is passed on; None: all pass. It may also do something of its own, as ending a process.
+        `stall`: no answer; `flip`: with the byte in the middle of the body inverted; `short`: half of the body.
     see
         Told of a request that was answered, before the client is.
     """
@@ -84,12 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
         fields = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, unquote(url.path), url.query, fields, size)
         verdict = self.gate.begin(request)
-        if verdict == "reset":
+        if verdict == "reset" or (verdict == "stall" and self.gate.wait(_STALL_SECONDS)):
             self.rfile.read(size // 2)
             reset_connection(self)
             return
         body = self.rfile.read(size)
-        if verdict != "pass":
+        if verdict in _ERRORS:
             status, code = _ERRORS[verdict]
             said = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
             self._send(status, {"Content-Type": "application/xml"}, said)
@@ -103,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             if self.gate.see is not None:
                 self.gate.see(request)
             sent = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_FIELDS}
-            self._send(answer.status, sent, content, answer.getheader("Content-Length"))
+            half = len(content) // 2
+            if verdict == "flip" and content:
+                content = content[:half] + bytes([content[half] ^ 0xFF]) + content[half + 1 :]
+            self._send(answer.status, sent, content, answer.getheader("Content-Length"), cut=verdict == "short")
         finally:
             server.close()
 
@@ -115,12 +120,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 (names of the base class)
 
-    def _send(self, status: int, fields: dict[str, str], content: bytes, length: str | None = None) -> None:
+    def _send(self, status: int, fields: dict[str, str], content: bytes, length: str | None = None, *,
+              cut: bool = False) -> None:
         self.send_response_only(status)
         said = length if self.command == "HEAD" and length is not None else str(len(content))
         for name, value in (fields | {"Content-Length": said}).items():
             self.send_header(name, value)
         self.end_headers()
+        if cut:
+            content, self.close_connection = content[: len(content) // 2], True
         self.wfile.write(content)
         self.wfile.flush()
 

@@ -18,10 +18,8 @@ import pycurl
 from voxelprobe.errors import TransportError
 from voxelprobe.transport.protocol import RetryableError
 from voxelprobe.transport.reach import Reach, open_socket
+from voxelprobe.transport.silence import CONNECT_TIMEOUT_SECONDS
 
-CONNECT_TIMEOUT_SECONDS = 10
-# For a connection that is silent, not for the whole: a slow store is not a stalled one.
-READ_TIMEOUT_SECONDS = 60
 MAX_REDIRECTS = 5
 # What one read from a connection may bring: most chunks come in one or two pieces.
 _RECEIVE_BYTES = 512 << 10
@@ -133,7 +131,8 @@ class Session:
     Parameters
     ----------
     read_timeout_seconds
-        After how long a silent connection is given up; libcurl notices a few seconds later.
+        After how long a silent connection is given up, not the whole: a slow store is not a stalled one. libcurl
+        notices a few seconds later.
     verbatim
         Whether requests go to their URL as it is, `..` included, and to no other that a redirect names: signed ones are
         good for nothing else, and may have secrets in fields that libcurl knows nothing of.
@@ -142,8 +141,7 @@ class Session:
     """
 
     def __init__(
-        self, *, user_agent: str, read_timeout_seconds: int = READ_TIMEOUT_SECONDS, verbatim: bool = False,
-        named_by_user: bool = True,
+        self, *, user_agent: str, read_timeout_seconds: int, verbatim: bool = False, named_by_user: bool = True,
     ) -> None:
         reach = Reach(named_by_user=named_by_user)
         self._make = functools.partial(_Get, user_agent, read_timeout_seconds, verbatim, reach)

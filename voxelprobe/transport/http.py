@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from voxelprobe.errors import AuthorizationError, TransportError, VoxelProbeError
+from voxelprobe.transport import silence
 from voxelprobe.transport.answers import byte_range, read_object
 from voxelprobe.transport.protocol import Outcome, Request, StoredObject
 from voxelprobe.transport.secrets import basic_authorization, find_secret, secret_places
@@ -61,7 +62,7 @@ class HttpSource:
 
         self.url = url
         self._named_by_user = named_by_user
-        timeout = curl.READ_TIMEOUT_SECONDS if read_timeout_seconds is None else read_timeout_seconds
+        timeout = read_timeout_seconds or silence.read_timeout_seconds()
         self._session = curl.Session(user_agent="voxelprobe", read_timeout_seconds=timeout, verbatim=verbatim,
                                      named_by_user=named_by_user)
         self._find_credentials()
