@@ -63,7 +63,7 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("no such mip", {"mip": 2}, ("has no mip 2; its scales are 0: 4,4,40 nm; 1: 8,8,40 nm",)),
     ("no such resolution", {"mip": "9,9,9"}, ("has no mip 9,9,9; its scales are 0: 4,4,40 nm",)),
     ("mip that is none", {"mip": "fine"}, ("mip 'fine': expected a scale's index or its resolution",)),
-    ("another kind of volume", {"volume": "zarr://gs://bucket/image"}, ("zarr volumes can't be read",)),
+    ("another kind of volume", {"volume": "boss://gs://bucket/image"}, ("boss volumes can't be read",)),
     ("wrong columns", {"point_columns": "X,Y,Z"},
      ("found no column 'X', 'Y', 'Z' (did you mean 'x'?)", "its columns are x int64, y int64, z int64")),
     ("wrong prefix", {"point_columns": "pre_pt"}, ("expected a list or struct column pre_pt_position or pre_pt",)),

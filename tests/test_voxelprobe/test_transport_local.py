@@ -181,5 +181,5 @@ def test_cloudpaths_of_other_kinds_are_explained() -> None:
     """A cloudpath that is none, or of another kind of volume, is said to be that."""
     with pytest.raises(InputError, match="expected a cloudpath"):
         parse_cloudpath("precomputed://")
-    with pytest.raises(Exception, match="zarr volumes can't be read"):
-        parse_cloudpath("zarr://s3://b/x")
+    with pytest.raises(Exception, match="boss volumes can't be read"):
+        parse_cloudpath("boss://s3://b/x")

@@ -64,6 +64,7 @@ def _ask_cloud_files(url: str) -> Address:
     try:
         path = paths.extract(url)
     except Exception as error:
-        raise InputError(f"{url}: cloud-files can't open it: {type(error).__name__}: {error}") from error
+        # Not its message, which is a page with colours for a terminal.
+        raise InputError(f"{url}: cloud-files can't open it: {type(error).__name__}") from error
     folder = (path.path or "").rstrip("/")
     return Address(path.protocol, path.bucket or "", folder, path.host, path.alias or "aws")
