@@ -32,7 +32,7 @@ def plain(content):
 
 def same(objects):
     """Return objects with one name for no compression."""
-    return {chunk: StoredObject(content, encoding or None) for chunk, (content, encoding) in objects.items()}
+    return {chunk: StoredObject(content, encoding or None) for chunk, (content, encoding, _) in objects.items()}
 
 
 def region_files(root):
