@@ -105,7 +105,11 @@ def _check(reader: Any, layouts: list[ChunkLayout], data: bytes) -> bool:
         # Of blosc other blocks may be what is damaged.
         assert is_refused(few) or any(codec["id"] == "blosc" for codec in facts["codecs"])
         return False
-    assert np.array_equal(few, found[[3, len(data) % len(voxels)]])
+    if is_refused(few):
+        # A block of blosc that is read alone ends where another one begins.
+        assert any(codec["id"] == "blosc" for codec in facts["codecs"])
+    else:
+        assert np.array_equal(few, found[[3, len(data) % len(voxels)]])
     for channel, part in enumerate(_split(payload, facts["parts"])):
         if part is None:
             assert (found[:, channel] == 7).all()

@@ -6,6 +6,7 @@ then leave its caller waiting for ever.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
 from typing import Any
@@ -34,11 +35,9 @@ class _PatientThread(SqliteMultithread):  # type: ignore[misc]  # the same
 
     def run(self) -> None:
         """Serve requests; what opening ended with is for the caller, who is told at the first request."""
-        try:
+        # What is caught is kept already, by `_connect` or by sqlitedict.
+        with contextlib.suppress(sqlite3.Error):
             super().run()
-        except sqlite3.Error:
-            if self.exception is None:
-                self.exception = sys.exc_info()
 
     def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Cursor]:
         try:
