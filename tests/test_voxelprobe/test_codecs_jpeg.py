@@ -229,7 +229,7 @@ def test_flipped_bits(kind):
 
 
 def test_components_sampled_in_any_way():
-    """However a damaged header says that colours are sampled, what the package complains of is the chunk."""
+    """However a damaged header says colours are sampled, what the package complains of, in any class, is the chunk."""
     payload = bytearray(encode_jpeg(np.zeros((*COLOR.shape, 3), "u1")))
     sampling = payload.index(b"\xff\xc0") + 11
     assert payload[sampling] == 0x11

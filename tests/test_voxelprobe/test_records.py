@@ -77,7 +77,7 @@ def test_a_file_that_isnt_ours_or_is_damaged_is_a_stale_run(tmp_path, damage):
 
 @pytest.mark.parametrize("part", ["footer", "page headers", "anywhere"])
 def test_no_flipped_bit_is_another_number(tmp_path, part):
-    """One or two flipped bits, in the footer too, of which Parquet has no sum: a stale run, or what was written."""
+    """One or two bits flipped, in the footer too, of which Parquet has no checksum: a stale run or what was written."""
     rng = np.random.default_rng(1)
     columns = {"point": np.sort(rng.integers(0, 10**6, 3000)), "status": rng.integers(0, 3, 3000).astype("u1"),
                "label": rng.integers(10**19, 18 * 10**18, 3000, np.uint64)}
