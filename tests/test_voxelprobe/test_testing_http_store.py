@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import http.client
@@ -67,6 +68,24 @@ def test_an_object_comes_whole(get: Client, store: HttpStore) -> None:
     assert (status, headers["Content-Length"], body) == (200, str(len(BODY)), b"")
     assert store.requests == [Request("GET", "a/plain", None), ("HEAD", "a/plain", None)]
     assert store.bytes_sent == len(BODY)
+
+
+def test_a_length_that_is_wrong(get: Client, store: HttpStore) -> None:
+    """The whole body comes with the length of half of it; a client that believes that has half."""
+    store.fail("a/plain", Fault("wrong_length"))
+    status, headers, body = get("a/plain")
+    assert (status, headers["Content-Length"], body) == (200, str(len(BODY) // 2), BODY[: len(BODY) // 2])
+
+
+def test_checksums_are_told(tmp_path: Path) -> None:
+    """With `checksums` the MD5 of the stored bytes is said to be that, also of a body that a fault damaged."""
+    (tmp_path / "plain").write_bytes(BODY)
+    with HttpStore(tmp_path, checksums=True) as store, Client(store) as get:
+        store.fail("plain", Fault("flipped"))
+        for damaged in (True, False):
+            _, headers, body = get("plain")
+            assert base64.b64decode(headers["Content-MD5"]) == hashlib.md5(BODY).digest()
+            assert (hashlib.md5(body).digest() != hashlib.md5(BODY).digest()) == damaged
 
 
 def test_connections_are_kept_alive(get: Client, store: HttpStore) -> None:
