@@ -21,7 +21,6 @@ from reliability.power import recording
 from reliability.strikes import FILES, Strike
 from reliability.worlds import World
 
-
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="what records fsync is compiled")
 
 
