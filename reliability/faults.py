@@ -33,6 +33,8 @@ from voxelprobe.testing.store_gate import Verdict
 
 RATES = (0.01, 0.1, 0.5)
 MOST_COMMANDS = 40
+# A graph server's failures are waited for, up to 30 s each, ten in a row.
+PATIENCE_SECONDS = 600.0
 # 480 chunks: enough for one in a hundred.
 SMALL = (8, 8, 8)
 STALL = Fault("stall", seconds=600)
@@ -89,7 +91,7 @@ def run_case(world: World, case: Case, machine: Machine, shares: Shares | None =
     started = time.monotonic()
     while case.commands < MOST_COMMANDS:
         case.commands += 1
-        ended = machine.run(wanted)
+        ended = machine.start(wanted).wait(PATIENCE_SECONDS)
         case.said += f"--- {ended.code} after {ended.seconds:.1f} s\n{ended.said}"
         case.longest = max(case.longest, ended.seconds)
         if ended.code is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from reliability.kills import POWER, SEVERAL, open_worlds, run_trial
 from reliability.power import recording
 from reliability.strikes import FILES, Strike
 from reliability.worlds import World
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="what records fsync is compiled")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,7 @@ CUTS = {
 }
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", CUTS)
 def test_a_power_cut(name: str, worlds: dict[str, World], machine: Machine) -> None:
     """What was not brought to the disk is lost in part: the same command ends with the same bytes, and leaves none."""
@@ -70,6 +74,7 @@ def test_struck_three_times(worlds: dict[str, World], machine: Machine) -> None:
     assert outcome.failures == [], outcome.said
 
 
+@needs_compiler
 def test_what_a_marker_lists_is_on_the_disk_before_it(worlds: dict[str, World], machine: Machine) -> None:
     """The folder of every file that a marker lists is brought to the disk between the file's rename and the marker's.
 
