@@ -212,6 +212,42 @@ def test_kinds_that_no_release_writes(place, change, message):
         crackle.read_points(bytes(payload), SMALL, every_voxel(SMALL.shape))
 
 
+@pytest.mark.parametrize("place", [5, 19])
+def test_a_kind_without_a_checksum_is_damage(place):
+    """Format 0 has no checksum of its header: what no release writes is one damaged chunk there, and ends no run."""
+    payload = bytearray(base64.b64decode(OLD["0.16.0", "flat"]))
+    payload[place] = payload[place] ^ 1 << 5 if place == 5 else 2
+    with pytest.raises(CorruptDataError, match="can't be read, and no release"):
+        crackle.read_points(bytes(payload), SMALL, every_voxel(SMALL.shape))
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**63, 2**62, 2**32, 100])
+def test_numbers_of_pins_that_cant_be(number):
+    """However many pins or components a damaged label claims to have, that is a CorruptDataError, and no allocation."""
+    payload = bytearray(base64.b64decode(OLD["0.16.0", "pins"]))
+    assert payload[4] == 0
+    size = int.from_bytes(payload[20:24], "little")
+    widths = payload.index(b"\4\4\4\4", 24 + 16) + 4  # the components of each slice; then three widths, and the pins
+    for tail in (number.to_bytes(8, "little"), bytes(8) + number.to_bytes(8, "little")):
+        damaged = payload[:widths] + b"\x3f" + tail + payload[24 + 16 + size :]
+        damaged[20:24] = (size + len(damaged) - len(payload)).to_bytes(4, "little")
+        with pytest.raises(CorruptDataError, match="pins"):
+            crackle.read_points(bytes(damaged), SMALL, every_voxel(SMALL.shape))
+
+
+@pytest.mark.parametrize("single", [2**64 - 1, 2**63, 16])
+def test_pins_outside_of_the_chunk(single):
+    """A component that isn't there, before the first one too, is a CorruptDataError: no other one's label changes."""
+    payload = bytearray(base64.b64decode(OLD["0.16.0", "pins"]))
+    size = int.from_bytes(payload[20:24], "little")
+    widths = payload.index(b"\4\4\4\4", 24 + 16) + 4
+    pins = b"\x30\0\1" + single.to_bytes(8, "little") + b"\0\0" * 2  # numbers of 1 byte, components of 8
+    damaged = payload[:widths] + pins + payload[24 + 16 + size :]
+    damaged[20:24] = (size + len(damaged) - len(payload)).to_bytes(4, "little")
+    with pytest.raises(CorruptDataError, match="a pin is outside the chunk"):
+        crackle.read_points(bytes(damaged), SMALL, every_voxel(SMALL.shape))
+
+
 def test_flipped_bits_of_order_1():
     """With a Markov model of order 1, too, damage raises CorruptDataError or leaves the original's labels."""
     layout = ChunkLayout((17, 13, 5), 1, np.dtype("<u8"))

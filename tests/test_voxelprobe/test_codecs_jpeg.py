@@ -226,3 +226,18 @@ def test_flipped_bits(kind):
             assert isinstance(outcome, np.ndarray), outcome
             assert np.array_equal(outcome, decode(flipped, layout)[tuple(VOXELS.T)])
     assert 60 < sum(isinstance(outcome, CorruptDataError) for outcome in outcomes) < 300
+
+
+def test_components_sampled_in_any_way():
+    """However a damaged header says colours are sampled, what the package complains of, in any class, is the chunk."""
+    payload = bytearray(encode_jpeg(np.zeros((*COLOR.shape, 3), "u1")))
+    sampling = payload.index(b"\xff\xc0") + 11
+    assert payload[sampling] == 0x11
+    outcomes = set()
+    for value in range(256):
+        payload[sampling] = value
+        try:
+            jpeg.read_points(bytes(payload), COLOR, VOXELS[:3])
+        except CorruptDataError as error:
+            outcomes.add(type(error.__cause__))
+    assert {ValueError, KeyError} <= outcomes

@@ -142,6 +142,24 @@ def test_blosc_blocks_in_another_order():
         assert np.array_equal(zarr.read_points(moved, layout, voxels), array[tuple(voxels.T)])
 
 
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_headers_of_stored_values_are_held_to_blosc_s_own(place):
+    """Values stored as they are read as blosc reads them: a format or a flag that it refuses is refused here, too."""
+    layout = make_layout((7, 5, 3), codecs=[COMPRESSORS["blosc stored"]])
+    frame = bytearray(numcodecs.get_codec(COMPRESSORS["blosc stored"]).encode(make_segments(layout).tobytes("F")))
+    assert frame[2] & 2
+    refused = set()
+    for value in range(256):
+        frame[place] = value
+        try:
+            numcodecs.blosc.decompress(bytes(frame))
+        except RuntimeError:
+            refused.add(value)
+            with pytest.raises(CorruptDataError, match="blosc"):
+                zarr.read_points(bytes(frame), layout, every_voxel(layout.shape))
+    assert 0 < len(refused) < 256
+
+
 def test_few_points_of_blosc_decode_few_blocks():
     """A point is answered though the blocks that it isn't in are rubbish, which a full decode refuses."""
     layout = make_layout((32, 32, 8), codecs=[{"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1,

@@ -221,3 +221,40 @@ def test_volumes_of_floats(tmp_path, channels, settings):
         values, status = voxelprobe.sample_points(f"file://{tmp_path}", some + offset, return_status=True)
         assert set(status) == {"ok"}
         assert values.data.tobytes() == downloaded[tuple(some.T)].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lossless_streams_of_few_bits_a_block(dtype, monkeypatch):
+    """With too few bits a block for what it begins with, zfp reads past the end: refused, or as with zeros behind."""
+    layout = ChunkLayout((6, 5, 4), 1, np.dtype(dtype))
+    kind = zfpc._TYPES[dtype]
+    rng = np.random.default_rng(0)
+    joined = []
+    decode_stream = zfpc.zfpy.decompress_numpy
+
+    def decode_twice(memory):
+        """Decode with zeros behind the stream, and with ones: what is given lies in the middle of other memory."""
+        found = decode_stream(memory)
+        joined.append(np.array_equal(found.view("u1"), decode_stream(bytes(memory) + b"\xff" * 8192).view("u1")))
+        return found
+
+    monkeypatch.setattr(zfpc.zfpy, "decompress_numpy", decode_twice)
+    outcomes = []
+    for bits in range(1, 33):
+        mode = 4095 | bits - 1 << 12 | bits - 1 << 27 | 63 << 42  # and the smallest exponent of all: without loss
+        meta = kind - 1 | 2 << 2 | 3 << 4 | 4 << 20 | 5 << 36
+        head = zfpc._MAGIC | meta << 32 | mode << 84
+        for _ in range(20):
+            noise = int.from_bytes(rng.bytes(4 * bits), "little") >> 28 * bits | 1  # of 4 blocks
+            size = -(-(148 + 4 * bits) // 64) * 8
+            stream = (head | noise << 148).to_bytes(size + 8, "little")[:size]
+            header = struct.pack("<4sBB4IB", b"zfpc", 0, kind, *layout.shape, 0, 0b111)
+            payload = header + struct.pack("<2Q", len(header) + 16, size) + stream
+            try:
+                zfpc.read_points(payload, layout, every_voxel(layout.shape))
+            except CorruptDataError:
+                outcomes.append((bits, False))
+            else:
+                outcomes.append((bits, True))
+    assert all(joined)
+    assert {(1, False), (4, False), (32, True)} <= set(outcomes)

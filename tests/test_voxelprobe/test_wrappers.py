@@ -273,6 +273,27 @@ def test_a_lying_length_is_not_believed():
         tracemalloc.stop()
 
 
+def with_dictionary(content, size):
+    """Return xz data whose header asks for a dictionary of `size` bytes, 2^n or 3 * 2^n; and .lzma."""
+    payload = bytearray(lzma.compress(content))
+    assert (payload[12:15], payload[16]) == (b"\x02\0\x21", 22)  # a block's header: LZMA2, with 8 MiB
+    payload[16] = next(bits for bits in range(40) if (2 | bits & 1) << bits // 2 + 11 == size)
+    payload[20:24] = zlib.crc32(payload[12:20]).to_bytes(4, "little")
+    alone = bytearray(lzma.compress(content, lzma.FORMAT_ALONE))
+    alone[1:5] = size.to_bytes(4, "little")
+    return bytes(payload), bytes(alone)
+
+
+def test_a_header_of_xz_doesnt_make_us_allocate():
+    """A dictionary of gigabytes, which a header of xz can ask for, is refused; those of every preset are made."""
+    for size in (3 << 30, 1 << 30, 1 << 28):
+        for payload in with_dictionary(SAMPLE, size):
+            with pytest.raises(CorruptDataError, match=r"(?i)memory usage limit"):
+                strip_compression(payload, "xz", max_bytes=10_000)
+    for payload in with_dictionary(SAMPLE, 64 << 20):
+        assert strip_compression(payload, "xz", max_bytes=10_000) == SAMPLE
+
+
 def test_foreign_errors_are_the_cause():
     """The package's own complaint is kept as the cause."""
     for encoding in ("gzip", "br", "zstd", "xz", "bz2"):

@@ -25,6 +25,8 @@ Content: TypeAlias = bytes | bytearray | memoryview
 
 _HEADER = struct.Struct("<4B3I")
 _STORED = 2  # a flag: the values follow as they are
+_RESERVED = 8  # a flag that no frame has
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ def _take(content: Content, dtype: np.dtype[Any], places: Int64) -> npt.NDArray[
 def _parse_header(frame: Content, most: int) -> _Header:
     if len(frame) < _HEADER.size:
         raise CorruptDataError(f"a blosc frame has a header of {_HEADER.size} bytes, found {len(frame)} bytes")
-    _, _, flags, _, nbytes, blocksize, cbytes = _HEADER.unpack_from(frame)
+    version, _, flags, typesize, nbytes, blocksize, cbytes = _HEADER.unpack_from(frame)
+    # Also where the values are stored as they are, and numcodecs isn't asked.
+    if version != _VERSION or flags & _RESERVED or typesize == 0:
+        raise CorruptDataError(f"blosc: expected a frame of format {_VERSION}, found {version} with flags {flags:#x} "
+                               f"and values of {typesize} bytes")
     # numcodecs takes the frame's word for its length, and for the memory that it needs.
     if cbytes != len(frame):
         raise CorruptDataError(f"blosc: the header promises a frame of {cbytes} bytes, found {len(frame)}")

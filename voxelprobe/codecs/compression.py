@@ -196,7 +196,7 @@ def _parse_dtype(name: str, value: Any) -> np.dtype[Any]:
     """Return a dtype of numbers; numpy would take one with objects in it too."""
     try:
         dtype = np.dtype(value if isinstance(value, str) else "")
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # by what is wrong with the text
         dtype = None
     if dtype is None or dtype.kind not in "biuf":
         raise UnsupportedError(f"codec {name!r} is of values {value!r}, which can't be read")

@@ -175,8 +175,9 @@ def _parse_stream(payload: bytes, layout: ChunkLayout) -> _Stream:
     label_format, order = fields >> 5 & 3, fields >> 9 & 15
     if label_format not in (_FLAT, _CONDENSED_PINS) or 1 << log_grid < max(sx, sy):
         name = ("flat labels", "pins of fixed width", "condensed pins", "labels of format 3")[label_format]
-        raise UnsupportedError(f"crackle: {name} with cells of 2^{log_grid} voxels in slices of {sx} x {sy} can't be "
-                               f"read, and no release of crackle-codec writes them")
+        raise (UnsupportedError if version else CorruptDataError)(  # without a checksum of the header it is damage
+            f"crackle: {name} with cells of 2^{log_grid} voxels in slices of {sx} x {sy} can't be read, and no release "
+            f"of crackle-codec writes them")
     model_bytes = (4**order * 5 + 4) // 8 if order else 0  # 5 bits a row; order 1 ends inside a byte
     sums_bytes = 4 + 4 * sz if version == 1 else 0
     labels_at = index_at + 4 * sz + (4 if version == 1 else 0)
@@ -225,8 +226,7 @@ def _parse_labels(stream: _Stream, shape: tuple[int, int, int]) -> tuple[Int64, 
     labels = np.frombuffer(stream.labels, stream.stored_dtype, count=num_labels, offset=labels_at)
     counts = np.frombuffer(stream.labels, count_dtype, sz, labels_at + num_labels * size).astype(np.int64)
     if not 1 <= counts.min() <= counts.max() <= sx * sy:
-        raise CorruptDataError(f"crackle: the slices have from {counts.min()} to {counts.max()} components, expected "
-                               f"from 1 to {sx * sy}")
+        raise CorruptDataError(f"crackle: slices have {counts.min()} to {counts.max()} components of {sx * sy} at most")
     first = np.cumsum(counts) - counts
     if has_pins:
         background = np.frombuffer(stream.labels, stream.stored_dtype, count=1)
@@ -256,13 +256,13 @@ def _parse_pins(section: bytes, at: int, num_labels: int, num_voxels: int, num_c
                     column = np.frombuffer(section, dtype, count, at).astype(np.int64)
                     values.append(column.cumsum() if is_difference else column)
                     at += count * dtype.itemsize
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise CorruptDataError(f"crackle: the pins of {num_labels} labels don't fit their section") from error
     key, begin, deep, single_key, alone = (np.concatenate((np.zeros(0, np.int64), *part)) for part in parts)
-    pins = _Pins(key, begin, deep, single_key, alone, num_labels, num_components)
-    if pins.begin.max(initial=0) >= num_voxels or pins.single.max(initial=0) >= num_components:
+    limits = ((begin, num_voxels), (deep, num_voxels), (alone, num_components))
+    if any(values.min(initial=0) < 0 or values.max(initial=0) >= limit for values, limit in limits):
         raise CorruptDataError("crackle: a pin is outside the chunk")
-    return pins
+    return _Pins(key, begin, deep, single_key, alone, num_labels, num_components)
 
 
 def _place_pins(

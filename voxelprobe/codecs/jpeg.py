@@ -44,7 +44,7 @@ def read_points(payload: bytes | bytearray, layout: ChunkLayout, voxels: Voxels)
     expected, wanted = _COLORS[layout.num_channels]
     try:
         height, width, found, _ = simplejpeg.decode_jpeg_header(payload)
-    except (ValueError, MemoryError) as error:
+    except (ValueError, KeyError, MemoryError) as error:  # KeyError: of a sampling without a name
         raise CorruptDataError(f"jpeg: the package can't read the header of {len(payload)} bytes: {error}") from error
     check_size("jpeg", width, height, layout)
     if found not in expected:

@@ -41,10 +41,14 @@ _HEADER = struct.Struct("<4sBB4IB")
 _TYPES = {"<i4": 1, "<i8": 2, "<f4": 3, "<f8": 4}
 # A block begins with so many bits at least, or its length isn't fixed.
 _LEAST_BITS = {"<i4": 1, "<i8": 1, "<f4": 9, "<f8": 12}
+# If it is coded without loss so many: zfp counts what is left of fewer as a huge number, and reads past the end.
+_LEAST_LOSSLESS_BITS = {"<i4": 5, "<i8": 6, "<f4": 15, "<f8": 19}
 # Of a zfp stream's header: magic, then type and dimensions, then the mode, short or long.
 _MAGIC = int.from_bytes(b"zfp\x05", "little")
 _MAGIC_BITS, _META_BITS, _SHORT_BITS, _LONG_BITS, _SIZE_BITS = 32, 52, 12, 64, 48
 _LONG_MODE, _FIXED_RATES = (1 << _SHORT_BITS) - 1, 2048
+# The long mode's smallest exponents, as it has them, that mean without loss: below -1074, from -16495 on.
+_LOSSLESS_BELOW = 16495 - 1074
 # Taking blocks out of a stream costs what decoding this number of values does, and a block then costs two.
 _VALUES_FOR_BLOCKS = 8192
 # Of more bytes, the pages of zeros that nobody reads are not made.
@@ -155,7 +159,8 @@ def _parse_stream(content: memoryview, dtype: np.dtype[Any], shape: tuple[int, .
     header_bits = _MAGIC_BITS + _META_BITS + _SHORT_BITS
     mode = header >> _MAGIC_BITS + _META_BITS & (1 << _SHORT_BITS) - 1
     values = 4 ** axes
-    least, most = 0, _LEAST_BITS[dtype.str] + 8 + values + values * 8 * dtype.itemsize
+    begin_bits = _LEAST_BITS[dtype.str]
+    least, most = 0, begin_bits + 8 + values + values * 8 * dtype.itemsize
     if mode < _FIXED_RATES:
         least = most = mode + 1
     elif mode == _LONG_MODE:
@@ -163,10 +168,12 @@ def _parse_stream(content: memoryview, dtype: np.dtype[Any], shape: tuple[int, .
         mode = header >> _MAGIC_BITS + _META_BITS & (1 << _LONG_BITS) - 1
         least, limit = (mode >> 12 & 0x7FFF) + 1, (mode >> 27 & 0x7FFF) + 1
         most = limit if least == limit else max(most, least)
+        if mode >> 49 & 0x7FFF < _LOSSLESS_BELOW:
+            begin_bits = _LEAST_LOSSLESS_BITS[dtype.str]
     block_bits = least if least == most else 0
     blocks = prod(-(-extent // 4) for extent in shape)
     most_bytes = -(-(header_bits + blocks * most) // 64) * 8
-    if most < _LEAST_BITS[dtype.str] or len(content) > most_bytes or (block_bits and len(content) != most_bytes):
+    if most < begin_bits or len(content) > most_bytes or (block_bits and len(content) != most_bytes):
         limit_name = "" if block_bits else "at most "
         raise CorruptDataError(f"zfpc: expected {limit_name}{most_bytes} bytes of {blocks} blocks of {most} bits in a "
                                f"zfp stream, found {len(content)}")

@@ -34,6 +34,8 @@ _DEFLATE_MOST = 1032
 _ZSTD_MOST = 2**15
 # Given to a decompressor at once. Where its output can't be limited (zstd), 2 KiB make at most 64 MiB.
 _PIECE_BYTES = 2048
+# xz's strongest preset takes 65 MiB to undo; a header can ask for 4 GiB.
+_XZ_MEMORY_BYTES = 128 << 20
 
 
 def strip_compression(content: bytes, content_encoding: str | None, *, max_bytes: int | None = None) -> Stripped:
@@ -48,7 +50,7 @@ def strip_compression(content: bytes, content_encoding: str | None, *, max_bytes
         in `gzip, br`, in the order in which they were applied. `aws-chunked`, which S3 keeps though it is undone by
         then, is passed over.
     max_bytes
-        Most that the result may have. Memory stays within about twice that, plus 64 MiB.
+        Most that the result may have. Memory stays within about twice that, plus 64 MiB (of xz 128 MiB).
 
     Raises
     ------
@@ -100,7 +102,8 @@ def _strip_gzip(content: bytes, limit: int) -> Stripped:
     libdeflate is the fastest, but stops after the first member without saying so. Its result is the whole only if no
     other member can follow, and its length is the one that the file ends with. (The length alone doesn't do: two
     members may be equally long.) A length of 0 is never left to `deflate`: it returns nothing then, without a look at
-    the data, and a file padded with zeros or cut within zeros ends like that.
+    the data, and a file padded with zeros or cut within zeros ends like that. What else follows a member is noticed
+    unless it ends with the member's length; the content is right then too, by the sum that libdeflate compares.
     """
     import deflate
 
@@ -198,8 +201,8 @@ def _strip_xz(content: bytes, limit: int) -> bytes:
     is_xz = content.startswith(b"\xfd7zXZ\x00")
     file_format = lzma.FORMAT_XZ if is_xz else lzma.FORMAT_ALONE
     try:
-        return _strip_streams("xz", content, limit, lambda: lzma.LZMADecompressor(file_format), several=is_xz,
-                              yields=2**20)
+        return _strip_streams("xz", content, limit, lambda: lzma.LZMADecompressor(file_format, _XZ_MEMORY_BYTES),
+                              several=is_xz, yields=2**20)
     except lzma.LZMAError as error:
         raise _corrupt("xz", content, error) from error
 
