@@ -6,12 +6,12 @@ every folder before the next name is.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import NoReturn
 
 from voxelprobe.errors import AuthorizationError
+from voxelprobe.transport.secrets import read_secret_file
 
 
 class Token:
@@ -75,13 +75,9 @@ def find_token(host: str) -> Token | None:
 
 
 def _read(path: str) -> tuple[str | None, str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        return None, f"can't be read: {error.strerror}"
-    except (ValueError, RecursionError):
-        return None, 'expected JSON as in {"token": "…"}, found something else'
+    content, complaint = read_secret_file(path)
+    if complaint:
+        return None, complaint
     # CloudVolume takes a bare JSON string too.
     value = content.get("token") if isinstance(content, dict) else content
     if not isinstance(value, str) or not value:

@@ -91,8 +91,9 @@ def find_secret(kind: str, bucket: str = "") -> Secret | None:
     path = next(filter(os.path.exists, secret_places(kind, bucket)), None)
     if path is None:
         return None
-    values, complaint = _read_json(path)
-    if values is None:
+    values, complaint = read_secret_file(path)
+    if not isinstance(values, dict):
+        complaint = complaint or "expected a JSON object, found another kind of JSON"
         # Raised here, not where it failed: a JSON error carries the text that it complains of.
         raise AuthorizationError(f"{path}: {complaint}")
     return Secret(values, path)
@@ -152,14 +153,12 @@ def basic_authorization(secret: Secret) -> str:
     return f"Authorization: Basic {base64.b64encode(words).decode()}"
 
 
-def _read_json(path: str) -> tuple[dict[str, Any] | None, str]:
+def read_secret_file(path: str) -> tuple[Any, str]:
+    """Return the JSON of a secret's file, or None and what is wrong with it, without a word of what it holds."""
     try:
         with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+            return json.load(file), ""
     except OSError as error:
         return None, f"can't be read: {error.strerror}"
     except (ValueError, RecursionError):
         return None, "expected JSON, found something else"
-    if not isinstance(content, dict):
-        return None, "expected a JSON object, found another kind of JSON"
-    return content, ""
