@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import sys
+from pathlib import Path
 from typing import Any
 
 from sqlitedict import SqliteDict, SqliteMultithread
 
 
 class PatientTable(SqliteDict):  # type: ignore[misc]  # sqlitedict has no types
-    """A `SqliteDict` that waits `busy_seconds` for SQLite's lock, and raises what opening the file ended with."""
+    """A `SqliteDict` of bytes that waits `busy_seconds` for SQLite's lock, and raises what opening ended with."""
 
-    def __init__(self, filename: str, *, busy_seconds: float, **options: Any) -> None:
+    def __init__(self, path: Path, table: str, *, busy_seconds: float) -> None:
         self._busy_seconds = busy_seconds
-        super().__init__(filename, **options)
+        # Bytes as they are: by itself sqlitedict unpickles what it finds (CVE-2024-35515).
+        super().__init__(str(path), tablename=table, autocommit=False, journal_mode="DELETE", encode=sqlite3.Binary,
+                         decode=bytes, outer_stack=False)
 
     def _new_conn(self) -> _PatientThread:
         return _PatientThread(self.filename, self._busy_seconds, self.autocommit, self.journal_mode, self._outer_stack)
@@ -42,7 +45,7 @@ class _PatientThread(SqliteMultithread):  # type: ignore[misc]  # the same
     def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Cursor]:
         try:
             connection = sqlite3.connect(self.filename, timeout=self._busy_seconds, check_same_thread=False)
-            connection.execute(f"PRAGMA journal_mode = {self.journal_mode}")
+            connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("PRAGMA synchronous = OFF")
         except sqlite3.Error:
             self.exception = sys.exc_info()

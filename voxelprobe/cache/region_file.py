@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
+import json
 import logging
 import os
 import sqlite3
@@ -32,7 +32,11 @@ from voxelprobe.local_files import describe_open_files, open_lock
 from voxelprobe.transport.protocol import StoredObject
 
 TABLE = "chunks"
-_KEYS_A_QUERY = 500
+# Keys are bound as one JSON list, so that a statement is the same for any number of them.
+_KNOWN = "SELECT key FROM chunks WHERE key IN (SELECT value FROM json_each(?))"
+_ROWS = "SELECT key, value FROM chunks WHERE key IN (SELECT value FROM json_each(?))"
+_DISCARD = "DELETE FROM chunks WHERE key = ?"
+_CREATE = "CREATE TABLE IF NOT EXISTS chunks (key TEXT PRIMARY KEY, value BLOB)"
 _PAGE_BYTES = (4096, 65536)
 # Pages that SQLite holds: few, so that they are filled and written, or read, while the processor's cache has them.
 _HELD = "cache_size = -512"  # KiB
@@ -66,14 +70,14 @@ class RegionFile:
     def known(self, chunks: Sequence[int]) -> set[int]:
         """Return which chunks the file has a row for."""
         with self._reading() as database:
-            return {int(key) for (key,) in _select(database, "key", map(str, chunks))}
+            return {int(key) for (key,) in _select(database, _KNOWN, map(str, chunks))}
 
     def read(self, chunks: Sequence[int]) -> dict[int, StoredObject]:
         """Return those chunks that the file has, each held against its checksum."""
         objects = {}
         with self._reading() as database:
-            facts = dict(_select(database, "key, value", map(_facts_key, chunks)))
-            for key, content in _select(database, "key, value", map(str, chunks)):
+            facts = dict(_select(database, _ROWS, map(_facts_key, chunks)))
+            for key, content in _select(database, _ROWS, map(str, chunks)):
                 chunk = int(key)
                 objects[chunk] = parse_row(chunk, facts.get(_facts_key(chunk)), content)
         return objects
@@ -100,7 +104,7 @@ class RegionFile:
             with self._connected() as database, database:
                 if not _has_table(database):
                     return
-                database.executemany(f"DELETE FROM {TABLE} WHERE key = ?", keys)  # noqa: S608 (a constant)
+                database.executemany(_DISCARD, keys)
 
     def remove(self, *, wait: bool = False) -> bool:
         """Delete the file, unless another process is at work with it and we don't `wait`; return whether it is gone."""
@@ -184,10 +188,7 @@ class RegionFile:
             self._prepare(page_bytes)
             # Its errors are raised here; it would log them too, with stacks.
             logging.getLogger("sqlitedict").setLevel(logging.CRITICAL)
-            table = PatientTable(
-                str(self._path), busy_seconds=_BUSY_SECONDS, tablename=TABLE, autocommit=False, journal_mode="DELETE",
-                encode=sqlite3.Binary, decode=bytes, outer_stack=False,
-            )
+            table = PatientTable(self._path, TABLE, busy_seconds=_BUSY_SECONDS)
             try:
                 table.conn.execute(f"PRAGMA {_HELD}")
                 yield table
@@ -201,8 +202,8 @@ class RegionFile:
     def _prepare(self, page_bytes: int) -> None:
         """Make the file and its table, or raise here: in sqlitedict's thread an error would be printed."""
         with self._connected() as database:
-            database.execute(f"PRAGMA page_size = {page_bytes}")  # a file that is there keeps its own
-            database.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} (key TEXT PRIMARY KEY, value BLOB)")
+            database.execute(f"PRAGMA page_size = {page_bytes:d}")  # a file that is there keeps its own
+            database.execute(_CREATE)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -253,16 +254,9 @@ def _page_bytes(rows: int, size: int) -> int:
     return max(smallest, min(largest, 1 << max(min(size // rows // 2, size // 64), 1).bit_length() - 1))
 
 
-def _select(
-    database: sqlite3.Connection | None, columns: str, keys: Iterable[str]
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of those of `keys` that are there."""
-    if database is None:
-        return
-    left = iter(keys)
-    while some := list(itertools.islice(left, _KEYS_A_QUERY)):
-        marks = ",".join("?" * len(some))
-        yield from database.execute(f"SELECT {columns} FROM {TABLE} WHERE key IN ({marks})", some)  # noqa: S608 (constants and marks)
+def _select(database: sqlite3.Connection | None, statement: str, keys: Iterable[str]) -> Iterable[tuple[Any, ...]]:
+    """Return the rows of those of `keys` that are there."""
+    return [] if database is None else database.execute(statement, (json.dumps(list(keys)),))
 
 
 def _commit(table: Any, path: Path) -> None:
