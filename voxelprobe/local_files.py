@@ -30,7 +30,8 @@ def private_folder(path: Path) -> Path:
     Raises
     ------
     InputError
-        If somebody else made it, or may write to it, or it is a link: what is in it is not to be trusted.
+        If somebody else made it, or may write to it, or it is a link: what is in it is not to be trusted. One of ours
+        that others may only read is closed to them.
     """
     try:
         with contextlib.suppress(FileExistsError):
@@ -43,8 +44,10 @@ def private_folder(path: Path) -> Path:
         found = "a link" if stat.S_ISLNK(state.st_mode) else "no folder"
     elif state.st_uid != os.getuid():
         found = f"one of user {state.st_uid}"
-    elif state.st_mode & 0o077:
-        found = f"one that others may use (mode {stat.S_IMODE(state.st_mode):o})"
+    elif state.st_mode & 0o022:
+        found = f"one that others may write to (mode {stat.S_IMODE(state.st_mode):o})"
+    elif state.st_mode & 0o055:
+        path.chmod(0o700)
     if found:
         raise InputError(f"{path}: expected a folder of this user's alone (mode 700), found {found}; remove it, or set "
                          "TMPDIR to a folder that nobody else writes to")

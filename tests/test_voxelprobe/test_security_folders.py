@@ -48,13 +48,22 @@ def test_somebody_elses_folder_in_its_place(temporary: Path) -> None:
         machine_folder(parse_location("gs://bucket/ws"))
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o750, 0o705, 0o720])
-def test_a_folder_that_others_may_use(mode: int, temporary: Path) -> None:
-    """A folder of ours that others may look or write into is refused too."""
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o720, 0o702])
+def test_a_folder_that_others_may_write_to(mode: int, temporary: Path) -> None:
+    """A folder of ours that others may write into is refused too: who knows what they left there."""
     temporary.mkdir()
     temporary.chmod(mode)
-    with pytest.raises(InputError, match=rf"found one that others may use \(mode {mode & 0o7777:o}\)"):
+    with pytest.raises(InputError, match=rf"found one that others may write to \(mode {mode & 0o7777:o}\)"):
         machine_folder(parse_location("gs://bucket/ws"))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o705])
+def test_a_folder_that_others_may_read(mode: int, temporary: Path) -> None:
+    """A folder of ours that others could only read is used, and closed to them."""
+    temporary.mkdir()
+    temporary.chmod(mode)
+    machine_folder(parse_location("gs://bucket/ws"))
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
 
 
 def test_a_link_in_its_place(temporary: Path, tmp_path: Path) -> None:
