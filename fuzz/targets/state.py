@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fuzz.target import Target, attempt, flip, is_refused, mutate_json
 from voxelprobe.cache.region_file import DamagedRegionError, RegionFile, parse_row
-from voxelprobe.run.manifests import read_manifest, seal_of, write_manifest
+from voxelprobe.run.manifests import read_manifest, seal, write_manifest
 from voxelprobe.storage import Folder
 from voxelprobe.transport.protocol import StoredObject
 from voxelprobe.volume.url import parse_location
@@ -201,8 +201,7 @@ def _reseal(data: bytes, rng: random.Random) -> bytes:
     try:
         document = json.loads(data)
         if rng.random() < 0.8:
-            document.pop("seal", None)
-            document["seal"] = seal_of(document)
+            document = seal(document)
     except (ValueError, RecursionError, AttributeError, TypeError):
         return data
     return json.dumps(document).encode()

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from voxelprobe.errors import TransportError
-from voxelprobe.run.manifests import Manifest, read_manifest, seal_of, write_manifest
+from voxelprobe.run.manifests import Manifest, read_manifest, seal, write_manifest
 from voxelprobe.storage import Folder
 from voxelprobe.volume.url import parse_location
 
@@ -29,8 +29,7 @@ def edit(change, *, is_sealed=True):
     def apply(folder):
         document = change(json.loads(folder.read_bytes("plan/manifest.json")))
         if is_sealed and isinstance(document, dict):
-            document.pop("seal", None)
-            document["seal"] = seal_of(document)
+            document = seal(document)
         folder.write_bytes("plan/manifest.json", json.dumps(document).encode())
     return apply
 

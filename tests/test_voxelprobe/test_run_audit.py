@@ -20,6 +20,7 @@ from voxelprobe.run.audit_check import MISMATCHES
 from voxelprobe.run.audit_sample import parse_audit
 from voxelprobe.run.blocks import BlockFile, write_blocks
 from voxelprobe.run.groups import decode_group, fetch_group, read_decoded
+from voxelprobe.run.manifests import seal
 from voxelprobe.run.merge import is_audited, merge_run, read_merged
 from voxelprobe.run.plan import plan_run, read_jobs, read_plan
 from voxelprobe.run.progress import ProgressBoard
@@ -240,7 +241,7 @@ def alter_labels(audited: Audited, group: int = 0, row: int = 3) -> int:
                            size=size)
     marker["facts"] |= written
     marker["files"] = {f"{name}.parquet": file.path.stat().st_size}
-    folder.path(f"{name}.json").write_text(json.dumps(marker))
+    folder.path(f"{name}.json").write_text(json.dumps(seal(marker)))
     return int(jobs.points[row])
 
 
@@ -326,7 +327,7 @@ def test_places_of_another_unit(tmp_path: Path) -> None:
         document = json.loads(marker.read_text())
         assert document["files"][f"plan/{path.name}"] == size
         document["files"][f"plan/{path.name}"] = path.stat().st_size
-        marker.write_text(json.dumps(document))
+        marker.write_text(json.dumps(seal(document)))
     audited.label()
     message, listed = audited.refuse()
     assert "chunk 4_4_40/" in message

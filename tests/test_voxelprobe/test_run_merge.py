@@ -24,7 +24,7 @@ from voxelprobe.records import STATUS_LABELS, Status, write_columns
 from voxelprobe.resolving import ResolvedRoots
 from voxelprobe.run import blocks, groups, result, values
 from voxelprobe.run.audit_sample import AuditExtent
-from voxelprobe.run.manifests import read_manifest, seal_of
+from voxelprobe.run.manifests import read_manifest, seal
 from voxelprobe.run.merge import merge_run, read_merged
 from voxelprobe.run.plan import plan_run, read_jobs, read_plan
 from voxelprobe.run.progress import ProgressBoard
@@ -242,12 +242,6 @@ def test_corrupt_chunks_alone_are_done_again(new_world) -> None:
     world.check(world.merge())
 
 
-def write_sealed(path: Path, document: dict) -> None:
-    """Write a marker with its seal right, as a writer of another mind would."""
-    said = {name: value for name, value in document.items() if name != "seal"}
-    path.write_text(json.dumps(said | {"seal": seal_of(said)}))
-
-
 def test_labels_of_another_layout_are_made_again(new_world) -> None:
     """The marker of an older version, whose key is the run's alone, doesn't count: its files had another order."""
     world = new_world()
@@ -255,7 +249,7 @@ def test_labels_of_another_layout_are_made_again(new_world) -> None:
     name = "labels/group-000.json"
     path = world.run.folder.path(name)
     document = json.loads(path.read_text())
-    write_sealed(path, document | {"key": world.run.key})
+    path.write_text(json.dumps(seal(document | {"key": world.run.key})))
     assert read_manifest(world.run.folder, name, world.run.key) is not None
     assert groups.read_decoded(world.run, 0) is None
     with pytest.raises(StaleRunError, match="labels of group 0 are gone or damaged"):
@@ -276,7 +270,8 @@ def test_points_in_no_group_are_noticed(new_world, tmp_path: Path) -> None:
     marker = world.run.folder.path("labels/group-000.json")
     document = json.loads(marker.read_text())
     sizes = {"labels/group-000.parquet": file.stat().st_size}
-    write_sealed(marker, document | {"files": sizes, "facts": document["facts"] | {"blocks": [0], "different": 0}})
+    facts = document["facts"] | {"blocks": [0], "different": 0}
+    marker.write_text(json.dumps(seal(document | {"files": sizes, "facts": facts})))
     with pytest.raises(StaleRunError, match=r"points are in no group, the first is point \d+; run again"):
         world.merge()
     assert not (world.folder / "out.parquet").exists()
@@ -290,7 +285,7 @@ def test_points_of_another_block_are_noticed(new_world) -> None:
     marker = world.run.folder.path("labels/group-000.json")
     document = json.loads(marker.read_text())
     document["facts"]["blocks"] = document["facts"]["blocks"][::-1]
-    write_sealed(marker, document)
+    marker.write_text(json.dumps(seal(document)))
     with pytest.raises(StaleRunError, match=r"labels of group 0: expected points of block 0 .* found \d+ to \d+"):
         world.merge()
 

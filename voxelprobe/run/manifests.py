@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -18,6 +18,8 @@ from voxelprobe.storage import Folder
 # each time. What vanishes after that is missed by who needs it.
 _MANY_FILES = 2
 _confirmed: dict[str, bytes] = {}
+# Of a folder that has none of the files, or may be written to but not read, or can't be synced on its file system.
+_NO_SUCH_THING = frozenset({errno.ENOENT, errno.EACCES, errno.EINVAL, errno.ENOTSUP})
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +57,14 @@ def write_manifest(folder: Folder, name: str, key: str, files: Iterable[str], fa
         # Or the marker might outlive the new names in a power cut, and stand beside older files of the same size.
         settle_names(folder, found)
     document["facts"] = facts
-    folder.write_bytes(name, json.dumps(document | {"seal": seal_of(document)}, indent=1).encode() + b"\n")
+    folder.write_bytes(name, json.dumps(seal(document), indent=1).encode() + b"\n")
 
 
-def seal_of(document: Mapping[str, Any]) -> str:
-    """Return a digest of what a marker says, without its seal."""
-    said = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a marker's document with a digest of all that it says, in place of one that it has."""
+    said = {name: value for name, value in document.items() if name != "seal"}
+    text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)
+    return said | {"seal": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
 def settle_names(folder: Folder, names: Iterable[str]) -> None:
@@ -72,12 +75,15 @@ def settle_names(folder: Folder, names: Iterable[str]) -> None:
     if folder.location.path is None:
         return
     for parent in {folder.path(name).parent for name in names}:
-        with contextlib.suppress(OSError):  # no such folder, or a file system that knows no such thing
+        try:
             handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_THING:
+                raise TransportError(f"{parent}: can't be brought to the disk: {error.strerror or error}") from error
 
 
 def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:
@@ -91,7 +97,7 @@ def read_manifest(folder: Folder, name: str, key: str) -> Manifest | None:
         return None
     try:
         document = json.loads(content)
-        if document.pop("seal", None) != seal_of(document):
+        if document != seal(document):
             logger.warning("%s was changed after it was written; what it is of is made again", folder.child_url(name))
             return None
         manifest = Manifest(document["key"], dict(document["files"]), dict(document["facts"]))
