@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-graphene test check lint audit bench clean
+.PHONY: demo demo-graphene test check lint advisories bench clean
 
 # The stamps: an environment is remade when what it is made from changes.
 $(VENV)/.demo: pyproject.toml
@@ -40,7 +40,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 ## Ask PyPI's advisory service for known holes in what is installed. Where it can't be reached, it says so of each package.
-audit: $(VENV)/.demo
+advisories: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/python -m pip_audit --strict --skip-editable
 

@@ -48,6 +48,7 @@ FILES = {
     "fetch": [r"fetch/group-000\.json", r"fetch/group-001\.json"],
     "decode": [r"labels/group-000\.parquet", r"labels/group-001\.json", r"labels/group-002\.json"],
     "resolve": [r"parts/00000[01]\.npy", r"roots/2.*/group-001\.parquet", r"roots/2.*/group-000\.json"],
+    "audit": [r"audit/1000/part-000\.parquet", r"audit/1000/part-000\.json"],
     "merge": [r"/result[^/]*\.parquet", r"/report\.json", r"merge/[^/]+\.json"],
 }
 

@@ -43,7 +43,7 @@ class Trace:
         now = {name: Path(name).stat().st_mtime_ns if Path(name).exists() else None for name in self.files}
         found["made"] = {name for name, moment in self.files.items() if now[name] != moment}
         if world.store is not None:
-            found["chunks asked for"] = self.chunks & world.chunks_asked().keys()
+            found["chunks asked for"] = (self.chunks & world.chunks_asked().keys()) - world.audited
         if world.graph is not None:
             asked = [int(one) for call in world.graph.calls("roots_binary") for one in call.ids]
             found["roots asked for"] = {str(one) for one in self.ids.intersection(asked)}

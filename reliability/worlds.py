@@ -42,8 +42,9 @@ class World:
         The columns that the table must have, by name.
     store, graph, gate
         The servers, as far as there are any: of chunks, of roots, and what stands before a bucket.
-    table
-        The bytes of the table of a run that nothing harmed; set by `sample`.
+    table, audited
+        The bytes of the table of a run that nothing harmed, and the chunks that it asked for a second time, for its
+        audit; set by `sample`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class World:
     client: Any = None
     chunk_names: dict[int, str] = field(default_factory=dict)
     table: bytes = b""
+    audited: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         """Have the servers count anew, and fail no more."""
@@ -107,6 +109,8 @@ class World:
         assert content is not None, ended.said
         assert self.is_exact(content)
         self.table = content
+        if self.store is not None:
+            self.audited = {name for name, count in self.chunks_asked().items() if count > 1}
         self.clear()
 
     def is_exact(self, content: bytes) -> bool:

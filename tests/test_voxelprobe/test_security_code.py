@@ -255,7 +255,7 @@ def test_an_isolated_decoder_cannot_have_its_parent_unpickle(bomb: bytes) -> Non
 
 
 # Releases in which a known hole was closed, of what is installed along with voxelprobe. For a network without
-# pip-audit's services; sources: the advisories themselves. With them, `make audit` asks for the present state.
+# pip-audit's services; sources: the advisories themselves. With them, `make advisories` asks for the present state.
 CLOSED = {
     "pyarrow": ("14.0.1", "CVE-2023-47248: pickles in Arrow files are read"),
     "urllib3": ("2.6.0", "CVE-2025-66418, -66471: bodies that grow without end; CVE-2025-50181: redirects"),

@@ -68,13 +68,13 @@ def audit_run(run: Run, extent: AuditExtent, *, threads: int) -> None:
             names = label_columns(None, auditor.scale.channels)
             columns: dict[str, Any] = {POINT: points, STATUS: found.status}
             columns |= {name: found.labels[:, channel] for channel, name in enumerate(names)}
-            with run.folder.new_file(_name(extent, part, "parquet")) as path:
+            with run.folder.new_file(audit_name(extent, part, "parquet")) as path:
                 write_columns(path, columns)
             seconds = time.monotonic() - started
             _write_part(run, extent, part, {
                 "way": auditor.way, "not_audited": "", "points": len(points), "chunks": found.chunks,
                 "unread": found.unread, "seconds": round(seconds, 3),
-            }, [_name(extent, part, "parquet")])
+            }, [audit_name(extent, part, "parquet")])
             logger.info("audit: read %s points in %s chunks again, %s, %.1f s", f"{len(points):,}",
                         f"{found.chunks:,}", format_bytes(auditor.source.traffic.bytes), seconds)
 
@@ -162,14 +162,15 @@ def _fetch_info(run: Run, source: RetryingSource) -> Any:
 
 
 def _read_part(run: Run, extent: AuditExtent, part: int) -> Manifest | None:
-    return read_manifest(run.folder, _name(extent, part, "json"), _key(run))
+    return read_manifest(run.folder, audit_name(extent, part, "json"), _key(run))
 
 
 def _write_part(run: Run, extent: AuditExtent, part: int, facts: dict[str, Any], files: Iterable[str] = ()) -> None:
-    write_manifest(run.folder, _name(extent, part, "json"), _key(run), files, facts | {"seed": seed_of(run)})
+    write_manifest(run.folder, audit_name(extent, part, "json"), _key(run), files, facts | {"seed": seed_of(run)})
 
 
-def _name(extent: AuditExtent, part: int, suffix: str) -> str:
+def audit_name(extent: AuditExtent, part: int, suffix: str) -> str:
+    """Return the name of a part's file in the run's folder."""
     return f"audit/{extent.text}/part-{part:03d}.{suffix}"
 
 

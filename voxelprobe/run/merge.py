@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from voxelprobe.run.audit import audit_name
 from voxelprobe.run.audit_check import MISMATCHES, check_table, read_mismatches
 from voxelprobe.run.audit_sample import AuditExtent, parse_audit
 from voxelprobe.run.failed import write_failed
@@ -73,6 +74,7 @@ def merge_run(
         write_report(result, plan, facts)
         # From here on nobody looks at the other stages again.
         settle_names(result.folder, [result.name])
-        settle_names(run.folder, [REPORT, PLAN_MANIFEST, "fetch/group-000.json", "labels/group-000.json"])
+        settle_names(run.folder, [REPORT, PLAN_MANIFEST, "fetch/group-000.json", "labels/group-000.json",
+                                  audit_name(audit, 0, "json")])
         write_manifest(run.folder, result.marker, run.key, [], facts)
         logger.info("merged %s rows into %s, %.1f s", f"{facts['rows']:,}", result.url, time.monotonic() - started)
