@@ -49,7 +49,13 @@ def ome(path: str) -> dict[str, Any]:
     return {"version": "0.4", "axes": [{"name": name, "type": "space"} for name in "zyx"], "datasets": [level]}
 
 
+def beside_scales(name: str) -> tuple[str, Callable[[str], dict[str, Any]]]:
+    info = {"data_type": "uint64", "num_channels": 1, "scales": [scale("8_8_40")]}
+    return "precomputed", lambda path: {"info": info | {name: path}}
+
+
 DOCUMENTS: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
+    **{name: beside_scales(name) for name in ("mesh", "mesh_dir", "skeletons", "segment_properties")},
     "key": ("precomputed", lambda path: {"info": {"data_type": "uint64", "num_channels": 1, "scales": [scale(path)]}}),
     "zarr 2": ("zarr", lambda path: {".zattrs": {"multiscales": [ome(path)]}, f"{path}/.zarray": array()}),
     "zarr 3": ("zarr", lambda path: {"zarr.json": {
@@ -93,15 +99,14 @@ def test_no_quoting_hides_a_way_out(name: str, times: int, way: str) -> None:
 
 
 def test_what_is_not_used_is_not_followed(tmp_path: Path, oracle: Any) -> None:
-    """Meshes, skeletons and other members of an info may say what they like: nothing of them is ever asked for."""
+    """Members that nobody knows may say what they like, and meshes are named: nothing of them is ever asked for."""
     oracle.write(tmp_path / "seg")
     info = json.loads((tmp_path / "seg/info").read_text())
-    names = ("mesh", "skeletons", "segment_properties", "mesh_dir", "redirect", "data_dir", "key", "chunkedgraph",
-             "meshing", "path")
+    names = ("redirect", "data_dir", "key", "chunkedgraph", "meshing", "path")
     hostile: dict[str, Any] = dict.fromkeys(names, "../../etc")
     hostile |= {"mesh_metadata": {"unsharded_mesh_dir": "file:///etc"}, "@type": "../..", "skeleton_metadata": {"@": 1}}
     info |= {name: value for name, value in hostile.items() if name not in info}
-    info["mesh"] = "http://169.254.169.254/"
+    info |= {"mesh": "mesh_mip_2", "skeletons": None, "segment_properties": "properties/"}
     info["scales"][0] |= {"mesh": "../x", "hidden": "../y"}
     (tmp_path / "seg/info").write_text(json.dumps(info))
     with HttpStore(tmp_path / "seg") as store:

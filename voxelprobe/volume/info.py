@@ -18,6 +18,8 @@ from voxelprobe.volume.scale import ReadJson, Scale, VolumeInfo
 
 # A shard index has 16 bytes a minishard and is read whole; published volumes have 13 bits at most.
 MAX_MINISHARD_BITS = 20
+# Folders that an info names beside its scales. They aren't read here; who writes one that leads out means no good.
+_OTHER_PATHS = ("mesh", "mesh_dir", "skeletons", "segment_properties")
 DATA_TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32",
               "float64")
 
@@ -57,6 +59,9 @@ def parse_info(document: object, where: str) -> VolumeInfo:
     kind = info.text("type", default="image")
     if "scales" not in info.fields:
         raise InputError(f"{where}/info: expected a volume with `scales`, found {sorted(info.fields)[:8]}")
+    for name in _OTHER_PATHS:
+        if isinstance(path := info.fields.get(name), str):
+            parse_path(path, f"{where}/info", name)
     dtype_name = info.text("data_type").lower()
     if dtype_name not in DATA_TYPES:
         raise UnsupportedError(f"{where}/info: data_type {dtype_name!r} is not one of {', '.join(DATA_TYPES)}")
