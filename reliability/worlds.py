@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import sqlite3
 from collections import Counter
@@ -21,6 +20,7 @@ from reliability.commands import Machine
 from voxelprobe.testing.graph_model import ChunkedGraph, graphene_watershed
 from voxelprobe.testing.graph_server import GraphServer
 from voxelprobe.testing.http_store import HttpStore
+from voxelprobe.testing.s3_server import s3_server
 from voxelprobe.testing.store_gate import StoreGate
 from voxelprobe.testing.volumes import chunk_name, iterate_chunks, write_volume
 
@@ -220,33 +220,27 @@ def bucket_world(folder: Path, *, points: int = POINTS, sharded: bool = True,
     This process's environment has the credentials meanwhile.
     """
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     array, voxels = _array(), _voxels(-1, points)
     folder.mkdir(parents=True, exist_ok=True)
     sharding = {"preshift_bits": 0, "minishard_bits": 1, "shard_bits": 2} if sharded else None
     info = write_volume(folder / "seg", array, chunk_size=chunk, sharding=sharding)
     table = write_points(folder / "points.csv", voxels)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     before = dict(os.environ)
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         os.environ.pop(name, None)
     os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
     try:
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-        client.create_bucket(Bucket=BUCKET)
-        for path in (folder / "seg").rglob("*"):
-            if path.is_file():
-                client.put_object(Bucket=BUCKET, Key=path.relative_to(folder).as_posix(), Body=path.read_bytes())
-        with StoreGate(f"{host}:{port}") as gate:
+        with s3_server() as address, StoreGate(address) as gate:
+            client = boto3.client("s3", endpoint_url=f"http://{address}")
+            client.create_bucket(Bucket=BUCKET)
+            for path in (folder / "seg").rglob("*"):
+                if path.is_file():
+                    client.put_object(Bucket=BUCKET, Key=path.relative_to(folder).as_posix(), Body=path.read_bytes())
             world = World("bucket", {}, truth_of(array, voxels, {"label": array}), gate=gate, client=client,
                           chunk_names=_names_of_chunks(info, chunk))
             world.parameters = {"volume": f"{world.bucket_url}/seg", "points": table, "fetch_threads": 4}
             yield world
     finally:
-        server.stop()
         os.environ.clear()
         os.environ.update(before)

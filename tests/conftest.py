@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +22,28 @@ _OWN_SETTINGS = ("LUIGI_CONFIG_PATH", "LUIGI_CONFIG_PARSER", "CLOUD_VOLUME_DIR",
 def _without_own_settings() -> None:
     for name in _OWN_SETTINGS:
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def luigid(tmp_path: Path) -> Iterator[int]:
+    """The port of a real luigid, whose state is `luigid.state` in the test's folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [Path(sys.executable).parent / "luigid", "--address", "127.0.0.1", "--port", str(port), "--state-path",
+             tmp_path / "luigid.state"]
+    daemon = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/task_list", timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                assert daemon.poll() is None
+                time.sleep(0.05)
+        yield port
+    finally:
+        daemon.terminate()
+        daemon.wait(30)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from voxelprobe.testing.s3_server import s3_server
 from voxelprobe.testing.store_gate import Request, StoreGate, Verdict
 from voxelprobe.testing.volumes import chunk_name, write_volume
 
@@ -82,20 +82,15 @@ def voxels() -> npt.NDArray[np.int64]:
 def store(array: Any, voxels: Any, tmp_path_factory: pytest.TempPathFactory, write_points: Any,
           new_cli: Any) -> Iterator[Case]:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     folder = tmp_path_factory.mktemp("bucket")
-    with pytest.MonkeyPatch.context() as patch, StoreGate(f"{host}:{port}") as gate:
+    with pytest.MonkeyPatch.context() as patch, s3_server() as address, StoreGate(address) as gate:
         for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
             patch.delenv(name, raising=False)
         for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
                             "AWS_DEFAULT_REGION": "us-east-1"}.items():
             patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client = boto3.client("s3", endpoint_url=f"http://{address}")
         client.create_bucket(Bucket="laboratory")
         write_volume(folder / "seg", array, chunk_size=CHUNK, sharding=SHARDING)
         for path in (folder / "seg").rglob("*"):
@@ -107,7 +102,6 @@ def store(array: Any, voxels: Any, tmp_path_factory: pytest.TempPathFactory, wri
             outcome = line.run(**case.run, workspace=f"{case.url}/whole", workers=2)
             assert outcome.code == 0, outcome.err
         yield case._replace(table=case.result("whole"), writes=tuple(gate.writes()))
-    server.stop()
 
 
 @pytest.fixture

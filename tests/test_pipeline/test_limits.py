@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from voxelprobe.testing.http_store import HttpStore
+from voxelprobe.testing.s3_server import s3_server
 from voxelprobe.testing.volumes import write_volume
 
 SHAPE, CHUNK = (96, 64, 64), (16, 16, 16)
@@ -155,13 +156,8 @@ def test_a_full_folder_for_temporary_files(cli: Any, disk: Any, data: dict[str, 
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture

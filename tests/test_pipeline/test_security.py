@@ -6,11 +6,7 @@ import base64
 import gzip
 import json
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +24,7 @@ from voxelprobe.testing.graph_model import ChunkedGraph, graphene_watershed
 from voxelprobe.testing.graph_server import GraphServer
 from voxelprobe.testing.http_store import HttpStore
 from voxelprobe.testing.loopback import LoopbackServer
+from voxelprobe.testing.s3_server import s3_server
 from voxelprobe.testing.store_gate import StoreGate
 from voxelprobe.testing.volumes import write_volume
 
@@ -195,11 +192,11 @@ def test_a_redirect_to_somebody_else(cli: Any, shim: Any, volume: Path, points: 
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            port, authorization = self.server.server_address[1], self.headers.get("Authorization")
-            seen.append(("first" if port == first.server_address[1] else "second", authorization))
-            self.send_response(307 if seen[-1][0] == "first" else 200 if (volume / self.path[1:]).is_file() else 404)
-            body = (volume / self.path[1:]).read_bytes() if seen[-1][0] == "second" else b""
-            if not body:
+            is_first = self.server.server_address[1] == first.server_address[1]
+            seen.append(("first" if is_first else "second", self.headers.get("Authorization")))
+            self.send_response(307 if is_first else 200)
+            body = b"" if is_first else (volume / self.path[1:]).read_bytes()
+            if is_first:
                 self.send_header("Location", second.url + self.path)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -233,13 +230,8 @@ def test_a_killed_run(cli: Any, shim: Any, volume: Path, points: Path, wait_unti
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.mark.parametrize("end", ["well", "refused"])
@@ -361,30 +353,6 @@ def test_csv_for_spreadsheets(cli: Any, volume: Path, array: Any, write_points: 
     assert f'"{array[1, 3, 5]}"'.encode() not in safe
     assert f"{array[1, 3, 5]}".encode() in safe
     assert b",-1," in safe
-
-
-@pytest.fixture
-def luigid(tmp_path: Path) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [Path(sys.executable).parent / "luigid", "--address", "127.0.0.1", "--port", str(port), "--state-path",
-             tmp_path / "luigid.state"]
-    daemon = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                fetch(port, "/api/task_list")
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                assert daemon.poll() is None
-                time.sleep(0.05)
-        yield port
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
 
 
 def fetch(port: int, path: str) -> str:

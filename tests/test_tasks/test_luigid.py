@@ -1,17 +1,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from voxelprobe.testing.volumes import write_volume
 
@@ -19,32 +14,7 @@ SHAPE = (48, 40, 24)
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    daemon = subprocess.Popen(
-        [BIN / "luigid", "--address", "127.0.0.1", "--port", str(port), "--state-path", tmp_path / "luigid.state"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/task_list", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                assert daemon.poll() is None
-                time.sleep(0.05)
-        yield port
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
-
-
-def test_two_commands_share_a_run_through_luigid(tmp_path: Path, scheduler: int) -> None:
+def test_two_commands_share_a_run_through_luigid(tmp_path: Path, luigid: int) -> None:
     """Two workers of a real luigid do one run together, and its table is right."""
     rng = np.random.default_rng(0)
     array = rng.integers(1, 2**63, SHAPE, dtype=np.uint64)
@@ -56,7 +26,7 @@ def test_two_commands_share_a_run_through_luigid(tmp_path: Path, scheduler: int)
     commands = [
         subprocess.Popen(
             [BIN / "luigi", "--module", "pipeline", "SamplePoints", "--scheduler-host", "127.0.0.1",
-             "--scheduler-port", str(scheduler), "--volume", f"file://{tmp_path}/seg", "--points",
+             "--scheduler-port", str(luigid), "--volume", f"file://{tmp_path}/seg", "--points",
              tmp_path / "points.npy", "--workspace", tmp_path / "ws", "--output", tmp_path / "out.parquet",
              "--no-lock", "--fetch-threads", str(threads)],
             cwd=tmp_path, env={**os.environ, "LUIGI_CONFIG_PATH": "lab.cfg"}, stderr=subprocess.PIPE, text=True,

@@ -18,6 +18,7 @@ import pytest
 import voxelprobe
 from voxelprobe.testing.http_store import HttpStore
 from voxelprobe.testing.loopback import LoopbackServer
+from voxelprobe.testing.s3_server import s3_server
 from voxelprobe.testing.segmentation import neurite_segmentation
 from voxelprobe.testing.volumes import write_volume
 
@@ -178,17 +179,8 @@ class S3:
 
 @pytest.fixture(scope="session")
 def moto_address() -> Iterator[str]:
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
-    server._server.server_close()
+    with s3_server() as address:
+        yield address
 
 
 class Gcs:
