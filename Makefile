@@ -33,7 +33,7 @@ demo-graphene: $(VENV)/.demo
 
 ## Run the tests.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 ## Time the pipeline against TensorStore and CloudVolume, in one run. VOXELPROBE_PINKY40 may name a real segmentation.
 bench: $(VENV)/.bench
