@@ -245,3 +245,42 @@ def s3(moto_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         monkeypatch.setenv(name, value)
     # cloud-files keeps a connection pool a bucket for the process: no two tests share one.
     return S3(moto_address, f"bucket-{abs(hash(request.node.nodeid)) % 10**12}")
+
+
+@pytest.fixture
+def fresh_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that has asked no bucket of S3 yet, on a machine without credentials or roles."""
+    from voxelprobe.transport import s3 as module
+
+    monkeypatch.setattr(module, "_regions", {})
+    monkeypatch.setattr(module, "_refuse_anonymous", set())
+    module._credentials_of_botocore.cache_clear()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_PROFILE",
+                 "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+                        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Keys and a session's token in the environment that no server knows."""
+    values = {"AWS_ACCESS_KEY_ID": "AKIDHUSH", "AWS_SECRET_ACCESS_KEY": "hush/key+", "AWS_SESSION_TOKEN": "hush-token="}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+@pytest.fixture
+def fresh_gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that has asked no bucket of Google's yet, on a machine without credentials."""
+    from voxelprobe.transport import gcs as module
+
+    monkeypatch.setattr(module, "_refuse_anonymous", set())
+    module._find_default_token.cache_clear()
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    for name, value in {"HOME": tmp_path, "CLOUDSDK_CONFIG": tmp_path / "gcloud", "NO_GCE_CHECK": "true",
+                        "CLOUD_VOLUME_DIR": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "secrets").mkdir()
