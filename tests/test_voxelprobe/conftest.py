@@ -19,6 +19,7 @@ import voxelprobe
 from voxelprobe.testing.http_store import HttpStore
 from voxelprobe.testing.loopback import LoopbackServer
 from voxelprobe.testing.s3_server import s3_server
+from voxelprobe.testing.scripted_graph_server import MakeClient, scripted_clients
 from voxelprobe.testing.segmentation import neurite_segmentation
 from voxelprobe.testing.volumes import write_volume
 
@@ -284,3 +285,9 @@ def fresh_gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                         "CLOUD_VOLUME_DIR": tmp_path}.items():
         monkeypatch.setenv(name, str(value))
     (tmp_path / "secrets").mkdir()
+
+
+@pytest.fixture
+def graph_client() -> Iterator[MakeClient]:
+    with scripted_clients() as make:
+        yield make
