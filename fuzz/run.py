@@ -66,29 +66,12 @@ def _run_one(name: str, options: Any) -> int:
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="voxelprobe-fuzz-", dir=place) as folder:
         command = [
-            sys.executable,
-            "-m",
-            "fuzz.run",
-            "--parser",
-            name,
-            "--executions",
-            str(options.executions),
-            "--seed",
-            str(options.seed),
-            "--corpus",
-            options.corpus,
-            "--findings",
-            options.findings,
-            "--child",
-            folder,
+            sys.executable, "-m", "fuzz.run", "--parser", name, "--executions", str(options.executions), "--seed",
+            str(options.seed), "--corpus", options.corpus, "--findings", options.findings, "--child", folder,
         ]
         started = time.monotonic()
         child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=os.environ | {"TMPDIR": folder},
         )
         try:
@@ -101,19 +84,11 @@ def _run_one(name: str, options: Any) -> int:
         noted = json.loads(notes.read_text()) if notes.exists() else {"executions": 0, "read": 0, "refused": 0}
     found = re.search(r"cov: (\d+) .*\Z", said[said.rfind("cov:") :].split("\n")[0]) if "cov:" in said else None
     is_bounded = "(ended by --seconds)" in said
-    print(
-        json.dumps(
-            {
-                "parser": name,
-                **noted,
-                "seconds": round(seconds, 1),
-                "seed": options.seed,
-                "coverage": int(found[1]) if found else None,
-                "end": "time" if is_bounded else "done" if child.returncode == 0 else "FINDING",
-            }
-        ),
-        flush=True,
-    )
+    print(json.dumps({
+        "parser": name, **noted, "seconds": round(seconds, 1), "seed": options.seed,
+        "coverage": int(found[1]) if found else None,
+        "end": "time" if is_bounded else "done" if child.returncode == 0 else "FINDING",
+    }), flush=True)
     if child.returncode != 0 and not is_bounded:
         print(said[-6000:], file=sys.stderr, flush=True)
         return 1
@@ -165,14 +140,8 @@ def _fuzz(name: str, executions: int, folder: Path, corpus: str, seed: int, find
         return bytes(data[:most])
 
     arguments = [
-        sys.argv[0],
-        f"-runs={executions}",
-        f"-max_len={target.most_bytes}",
-        f"-seed={seed}",
-        "-rss_limit_mb=2048",
-        f"-timeout={SECONDS_AN_EXECUTION}",
-        f"-artifact_prefix={findings}/{name}-",
-        "-print_final_stats=1",
+        sys.argv[0], f"-runs={executions}", f"-max_len={target.most_bytes}", f"-seed={seed}", "-rss_limit_mb=2048",
+        f"-timeout={SECONDS_AN_EXECUTION}", f"-artifact_prefix={findings}/{name}-", "-print_final_stats=1",
         *map(str, places),
     ]
     atheris.Setup(arguments, execute, custom_mutator=mutate)

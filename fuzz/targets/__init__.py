@@ -16,15 +16,8 @@ _PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "jxl": ("pictures", ("voxelprobe.codecs.jxl",)),
     "zfpc": ("floats", ("voxelprobe.codecs.zfpc",)),
     "blosc_frame": ("arrays", ("voxelprobe.codecs.blosc_frame",)),
-    "zarr": (
-        "arrays",
-        (
-            "voxelprobe.codecs.zarr",
-            "voxelprobe.codecs.parts",
-            "voxelprobe.codecs.compression",
-            "voxelprobe.codecs.decompressors",
-        ),
-    ),
+    "zarr": ("arrays", ("voxelprobe.codecs.zarr", "voxelprobe.codecs.parts", "voxelprobe.codecs.compression",
+                        "voxelprobe.codecs.decompressors")),
     "n5": ("arrays", ("voxelprobe.codecs.n5", "voxelprobe.codecs.parts")),
     "wrappers": ("wrappers", ("voxelprobe.transport.wrappers",)),
     "shard_index": ("indices", ("voxelprobe.sharding.index",)),

@@ -25,16 +25,10 @@ _STATUSES = (200, 206, 416, 403, 404, 408, 429, 500, 503, 204, 301, 0)
 def _describe(
     status: int, fields: dict[str, str], content: bytes, start: int | None, end: int | None, is_md5: bool
 ) -> bytes:
-    return json.dumps(
-        {
-            "status": status,
-            "fields": fields,
-            "content": content.decode("latin-1"),
-            "start": start,
-            "end": end,
-            "md5": is_md5,
-        }
-    ).encode()
+    return json.dumps({
+        "status": status, "fields": fields, "content": content.decode("latin-1"), "start": start, "end": end,
+        "md5": is_md5,
+    }).encode()
 
 
 def _base64(digest: bytes) -> str:
@@ -117,12 +111,8 @@ def _hold_sums(answer: Answer, is_md5: bool) -> None:
     ]
     if given:
         assert given[0][0] == given[0][1], given
-    elif (
-        is_md5
-        and not google.get("md5")
-        and re.fullmatch('"[0-9a-f]{32}"', answer.field(b"etag"))
-        and not any(b"encryption" in name for name in answer.fields)
-    ):
+    elif (is_md5 and not google.get("md5") and re.fullmatch('"[0-9a-f]{32}"', answer.field(b"etag"))
+          and not any(b"encryption" in name for name in answer.fields)):
         assert answer.field(b"etag").strip('"') == hashlib.md5(content).hexdigest()
 
 

@@ -15,22 +15,12 @@ from voxelprobe.volume.scale import VolumeInfo
 # zarr and n5: the documents of a volume by their names, as one JSON object
 
 _V2 = {
-    "zarr_format": 2,
-    "shape": [9, 17, 20],
-    "chunks": [4, 8, 8],
-    "dtype": "<u8",
-    "order": "C",
-    "fill_value": 0,
-    "filters": None,
-    "compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0},
+    "zarr_format": 2, "shape": [9, 17, 20], "chunks": [4, 8, 8], "dtype": "<u8", "order": "C", "fill_value": 0,
+    "filters": None, "compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0},
     "dimension_separator": "/",
 }
 _V3 = {
-    "zarr_format": 3,
-    "node_type": "array",
-    "shape": [9, 17, 20],
-    "data_type": "uint64",
-    "fill_value": 0,
+    "zarr_format": 3, "node_type": "array", "shape": [9, 17, 20], "data_type": "uint64", "fill_value": 0,
     "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [4, 8, 8]}},
     "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
     "attributes": {},
@@ -42,20 +32,18 @@ _V3 = {
     "dimension_names": ["z", "y", "x"],
 }
 _SHARDED = _V3 | {
-    "codecs": [
-        {
-            "name": "sharding_indexed",
-            "configuration": {
-                "chunk_shape": [2, 4, 4],
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    {"name": "blosc", "configuration": {"cname": "lz4", "shuffle": "shuffle"}},
-                ],
-                "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-                "index_location": "end",
-            },
-        }
-    ]
+    "codecs": [{
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [2, 4, 4],
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": {"cname": "lz4", "shuffle": "shuffle"}},
+            ],
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+            "index_location": "end",
+        },
+    }]
 }
 
 
@@ -66,15 +54,13 @@ def _multiscales(version: str) -> list[Any]:
             {"type": "translation", "translation": [0, 0, 4 * (factor - 1), 4 * (factor - 1)]},
         ]
 
-    return [
-        {
-            "version": version,
-            "axes": [{"name": "c", "type": "channel"}]
-            + [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
-            "datasets": [{"path": str(level), "coordinateTransformations": steps(2**level)} for level in range(2)],
-            "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1, 1]}],
-        }
-    ]
+    return [{
+        "version": version,
+        "axes": [{"name": "c", "type": "channel"}]
+        + [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
+        "datasets": [{"path": str(level), "coordinateTransformations": steps(2**level)} for level in range(2)],
+        "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 1, 1]}],
+    }]
 
 
 def _with_channels(array: dict[str, Any], name: str) -> dict[str, Any]:
@@ -97,11 +83,8 @@ def _zarr_seeds() -> list[bytes]:
         {"zarr.json": _V3},
         {"zarr.json": _SHARDED},
         {
-            "zarr.json": {
-                "zarr_format": 3,
-                "node_type": "group",
-                "attributes": {"ome": {"multiscales": _multiscales("0.5")}},
-            },
+            "zarr.json": {"zarr_format": 3, "node_type": "group",
+                          "attributes": {"ome": {"multiscales": _multiscales("0.5")}}},
             "0/zarr.json": _with_channels(_V3, "v3"),
             "1/zarr.json": _with_channels(_V3, "v3"),
         },
@@ -112,59 +95,29 @@ def _zarr_seeds() -> list[bytes]:
 
 def _n5_seeds() -> list[bytes]:
     array = {
-        "dimensions": [20, 17, 9],
-        "blockSize": [8, 8, 4],
-        "dataType": "uint64",
+        "dimensions": [20, 17, 9], "blockSize": [8, 8, 4], "dataType": "uint64",
         "compression": {"type": "gzip", "level": 1},
     }
     volumes: list[dict[str, Any]] = [
         {"attributes.json": array},
+        {"attributes.json": array | {"compression": {"type": "blosc", "cname": "lz4"},
+                                     "pixelResolution": {"unit": "nm", "dimensions": [8, 8, 40]}}},
         {
-            "attributes.json": array
-            | {
-                "compression": {"type": "blosc", "cname": "lz4"},
-                "pixelResolution": {"unit": "nm", "dimensions": [8, 8, 40]},
-            }
-        },
-        {
-            "attributes.json": {
-                "scales": [[1, 1, 1], [2, 2, 1]],
-                "resolution": [8.0, 8.0, 40.0],
-                "units": ["nm", "nm", "nm"],
-            },
+            "attributes.json": {"scales": [[1, 1, 1], [2, 2, 1]], "resolution": [8.0, 8.0, 40.0],
+                                "units": ["nm", "nm", "nm"]},
             "s0/attributes.json": array,
             "s1/attributes.json": array | {"dimensions": [10, 9, 9]},
         },
         {
             "attributes.json": {},
-            "s0/attributes.json": array
-            | {
-                "transform": {
-                    "axes": ["z", "y", "x"],
-                    "scale": [40, 8, 8],
-                    "translate": [0, 16, 8],
-                    "units": ["nm", "nm", "nm"],
-                }
-            },
+            "s0/attributes.json": array | {"transform": {
+                "axes": ["z", "y", "x"], "scale": [40, 8, 8], "translate": [0, 16, 8], "units": ["nm", "nm", "nm"],
+            }},
         },
         {
-            "attributes.json": {
-                "multiscales": [
-                    {
-                        "datasets": [
-                            {
-                                "path": "s0",
-                                "transform": {
-                                    "axes": ["z", "y", "x"],
-                                    "scale": [40, 8, 8],
-                                    "translate": [0, 0, 0],
-                                    "units": ["nm", "nm", "nm"],
-                                },
-                            }
-                        ]
-                    }
-                ]
-            },
+            "attributes.json": {"multiscales": [{"datasets": [{"path": "s0", "transform": {
+                "axes": ["z", "y", "x"], "scale": [40, 8, 8], "translate": [0, 0, 0], "units": ["nm", "nm", "nm"],
+            }}]}]},
             "s0/attributes.json": array,
         },
         {

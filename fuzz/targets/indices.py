@@ -144,20 +144,12 @@ def _minishard_seeds() -> list[bytes]:
 TARGETS = {
     "shard_index": Target(
         lambda: [bytes([bits]) + struct.pack("<QQ", 3 * bits, 3 * bits + 9) * (1 << bits) for bits in range(4)],
-        _check_shard,
-        most_bytes=200,
+        _check_shard, most_bytes=200,
     ),
     "minishard_index": Target(_minishard_seeds, _check_minishard, _mend_gzip, most_bytes=600),
     "box_index": Target(
-        lambda: (
-            [
-                _mend_box(bytes([kind]) + struct.pack("<QQ", 100, 40) * 3 + b"\xff" * 80, random.Random(2))
-                for kind in (1, 3, 5, 7, 17)
-            ]
-            + [b"\0" + struct.pack("<QQ", 8, 9) * 4]
-        ),
-        _check_box,
-        _mend_box,
-        most_bytes=200,
+        lambda: [_mend_box(bytes([kind]) + struct.pack("<QQ", 100, 40) * 3 + b"\xff" * 80, random.Random(2))
+                 for kind in (1, 3, 5, 7, 17)] + [b"\0" + struct.pack("<QQ", 8, 9) * 4],
+        _check_box, _mend_box, most_bytes=200,
     ),
 }

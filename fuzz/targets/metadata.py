@@ -71,15 +71,10 @@ def check_scale(scale: Scale, number: int) -> None:
     within = [i % c for i, c in zip(inside, scale.chunk_size, strict=True)]
     assert grid.voxels_of(places).tolist() == [within]
     assert grid.positions(chunks).tolist() == [place]
-    assert grid.contains(
-        np.array(
-            [
-                voxel,
-                [o - 1 for o in scale.voxel_offset],
-                [o + s for o, s in zip(scale.voxel_offset, scale.size, strict=True)],
-            ]
-        )
-    ).tolist() == [True, False, False]
+    assert grid.contains(np.array([
+        voxel, [o - 1 for o in scale.voxel_offset],
+        [o + s for o, s in zip(scale.voxel_offset, scale.size, strict=True)],
+    ])).tolist() == [True, False, False]
     names = scale.names.of(grid, (place[0], place[1], place[2]))
     assert all(is_below(scale.path(name)) for name in names), names
     if isinstance(scale.sharding, Sharding):
@@ -98,9 +93,7 @@ def _check_sharding(spec: Sharding, place: list[int], shape: tuple[int, int, int
         return
     code = morton_code((place[0], place[1], place[2]), shape)
     facts = {
-        "preshift_bits": spec.preshift_bits,
-        "minishard_bits": spec.minishard_bits,
-        "shard_bits": spec.shard_bits,
+        "preshift_bits": spec.preshift_bits, "minishard_bits": spec.minishard_bits, "shard_bits": spec.shard_bits,
         "hash": spec.hash,
     }
     shard, minishard = shard_of_chunk(code, facts)
@@ -119,15 +112,8 @@ def _info_seeds() -> list[bytes]:
         {"mips": 2, "voxel_offset": (3, -5, 7)},
         {"encoding": "compressed_segmentation"},
         {"sharding": {"preshift_bits": 1, "minishard_bits": 2, "shard_bits": 3}},
-        {
-            "sharding": {
-                "preshift_bits": 0,
-                "minishard_bits": 1,
-                "shard_bits": 5,
-                "hash": "murmurhash3_x86_128",
-                "data_encoding": "gzip",
-            }
-        },
+        {"sharding": {"preshift_bits": 0, "minishard_bits": 1, "shard_bits": 5, "hash": "murmurhash3_x86_128",
+                      "data_encoding": "gzip"}},
     ):
         with tempfile.TemporaryDirectory() as folder:
             seeds.append(json.dumps(write_volume(Path(folder) / "v", cube, chunk_size=(8, 8, 4), **options)).encode())

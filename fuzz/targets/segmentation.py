@@ -138,13 +138,8 @@ def _crackle_seeds() -> list[bytes]:
         payload[5:7] = fields.to_bytes(2, "little")
         wide = 1 << (fields >> 2 & 3)
         labels = (
-            bytes(wide)
-            + (2).to_bytes(8, "little")
-            + bytes(2 * wide)
-            + bytes([3] * 4)
-            + bytes([0])
-            + bytes([1, 5, 2, 1, 4])
-            + bytes([0, 2, 1, 1])
+            bytes(wide) + (2).to_bytes(8, "little") + bytes(2 * wide) + bytes([3] * 4) + bytes([0])
+            + bytes([1, 5, 2, 1, 4]) + bytes([0, 2, 1, 1])
         )
         payload[20:28] = len(labels).to_bytes(8, "little")
         payload[29 + 16 + 4 : 29 + 16 + 4 + size] = labels

@@ -76,12 +76,8 @@ def _seeds() -> list[bytes]:
 
     contents = [b"", b"a", b"labels " * 40, bytes(range(256)), bytes(3000)]
     pack = (
-        gzip.compress,
-        brotli.compress,
-        zstandard.ZstdCompressor(write_checksum=True).compress,
-        lzma.compress,
-        lambda content: lzma.compress(content, lzma.FORMAT_ALONE),
-        bz2.compress,
+        gzip.compress, brotli.compress, zstandard.ZstdCompressor(write_checksum=True).compress, lzma.compress,
+        lambda content: lzma.compress(content, lzma.FORMAT_ALONE), bz2.compress,
         lambda content: brotli.compress(gzip.compress(content)),
     )
     seeds = [bytes([kind]) + wrap(content) for kind, wrap in enumerate(pack) for content in contents]
