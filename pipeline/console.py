@@ -33,9 +33,12 @@ class _ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    """Say an error of ours in its own words, without the way through Luigi that it took."""
+    """Say an error of ours in its own words, without the way through Luigi that it took.
+
+    So too that of Luigi's which says that the marker of a stage can't be read any more.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, VoxelProbeError):
+    if isinstance(error, VoxelProbeError) or (isinstance(error, RuntimeError) and str(error).startswith("Unfulfilled")):
         record.msg, record.args = "%s", (str(error).replace("\n", "\n    "),)
         record.exc_info = record.exc_text = None
     return True

@@ -12,6 +12,7 @@ from typing import Any
 import luigi
 
 from tasks.failures import remember_run
+from tasks.patience import within_patience
 from voxelprobe.errors import InputError, VoxelProbeError
 from voxelprobe.processes import die_with_parent
 from voxelprobe.transport.silence import READ_TIMEOUT_SECONDS, set_read_timeout
@@ -121,7 +122,8 @@ class RunTask(luigi.Task):
     def complete(self) -> bool:
         """Return whether the stage's marker is there and whole. Errors are for `run()` to raise."""
         try:
-            done = self.is_done()
+            with within_patience(self.read_timeout, is_work=False):
+                done = self.is_done()
         except VoxelProbeError:
             done = False
         if not done:
@@ -138,7 +140,8 @@ class RunTask(luigi.Task):
             # Ctrl-C is the parent's to handle: it ends its workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             die_with_parent(_MAIN_PROCESS)
-        return self.work()
+        with within_patience(self.read_timeout, is_work=True):
+            return self.work()
 
     @abstractmethod
     def work(self) -> Any:

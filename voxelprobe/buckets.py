@@ -21,16 +21,14 @@ from voxelprobe.errors import VoxelProbeError
 from voxelprobe.locations import Location
 from voxelprobe.transport.cloud import open_cloud_files, translate_error
 from voxelprobe.transport.protocol import RetryableError
-from voxelprobe.transport.silence import CONNECT_TIMEOUT_SECONDS, read_timeout_seconds
-from voxelprobe.transport.sources import open_source
+from voxelprobe.transport.silence import timeouts_seconds
+from voxelprobe.transport.sources import open_source, wait_after
 
 # S3 takes no more in one PUT, and some stores like it a little less than these 5 GB.
 SINGLE_PUT_BYTES = 5_000_000_000
 # A larger object goes up in parts, 10,000 at most, and appears when the last request says that it is complete.
 _PART_BYTES = 64 << 20
 _MOST_PARTS = 9_000
-# Few, since botocore and google's client try each of ours several times themselves.
-_ATTEMPTS = 3
 # So many names are cheaper to list than to ask for one by one.
 _NAMES_TO_LIST = 8
 _CONTENT_TYPES = {".json": "application/json", ".csv": "text/csv"}
@@ -126,9 +124,7 @@ class Bucket:
                 translated = translate_error(error, url)
                 if not isinstance(translated, RetryableError):
                     raise translated from error
-                with closing(open_source(self.location, threads=1, attempts=_ATTEMPTS)) as source:
-                    wait = source.wait_after(translated, attempt)
-                time.sleep(wait)
+                time.sleep(wait_after(translated, attempt))
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -182,7 +178,7 @@ def _put_s3(
     try:
         answer = client.put_object(**where, **said, **condition, Body=file, ChecksumCRC32C=_crc32c(file))
     except Exception as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code")
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
         if create and code in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise _ExistsError(name) from error
         if create and code == "NotImplemented":  # an S3 of somebody else's
@@ -198,7 +194,8 @@ def _put_gcs(interface: Any, name: str, file: BinaryIO, size: int, content_type:
     blob.cache_control = _CACHE_CONTROL
     blob.md5_hash = _md5(file)  # which the store holds what it gets against
     try:
-        blob.upload_from_file(file, size=size, content_type=content_type, if_generation_match=0 if create else None)
+        blob.upload_from_file(file, size=size, content_type=content_type, if_generation_match=0 if create else None,
+                              timeout=timeouts_seconds(), retry=None)
     except PreconditionFailed as error:
         raise _ExistsError(name) from error
     return str(blob.md5_hash)
@@ -209,7 +206,7 @@ def _head(kind: str, interface: Any, name: str) -> ObjectState | None:
         head = inspect.unwrap(type(interface).head)(interface, name)
         return None if head is None else ObjectState(head["Content-Length"], _plain_etag(head["ETag"]))
     if kind == "gs":
-        blob = interface._bucket.get_blob(interface.get_path_to_file(name))
+        blob = interface._bucket.get_blob(interface.get_path_to_file(name), timeout=timeouts_seconds(), retry=None)
         return None if blob is None else ObjectState(blob.size, blob.md5_hash or blob.etag)
     if kind == "mem":
         content = interface.get_file(name)[0]
@@ -218,8 +215,7 @@ def _head(kind: str, interface: Any, name: str) -> ObjectState | None:
         return ObjectState(len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
     # A web server, which doesn't know the length of what it will compress on the way. Not cloud-files' own `head`: it
     # waits without a timeout.
-    limits = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds())
-    with interface.session.head(interface.get_path_to_file(name), timeout=limits) as answer:
+    with interface.session.head(interface.get_path_to_file(name), timeout=timeouts_seconds()) as answer:
         if answer.status_code in (403, 404):
             return None
         answer.raise_for_status()
@@ -234,7 +230,8 @@ def _list(kind: str, interface: Any, prefix: str) -> dict[str, ObjectState]:
     root = interface.get_path_to_file("")
     found: dict[str, ObjectState] = {}
     if kind == "gs":
-        for blob in interface._bucket.list_blobs(prefix=root + prefix, delimiter="/"):
+        for blob in interface._bucket.list_blobs(prefix=root + prefix, delimiter="/", timeout=timeouts_seconds(),
+                                                 retry=None):
             found[blob.name[len(root):]] = ObjectState(blob.size, blob.md5_hash or blob.etag)
         return found
     pages = interface._conn.get_paginator("list_objects_v2").paginate(

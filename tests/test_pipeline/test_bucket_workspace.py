@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -327,11 +328,22 @@ def test_a_store_that_never_takes_a_write(case: Case, machine: Any) -> None:
     """A PUT that is throttled for good ends the run after a few tries, with the object named."""
     refused = "plan/manifest.json"
     case.gate.judge = lambda request: "throttle" if request.method == "PUT" and refused in request.path else "pass"
-    outcome = machine().run(**case.run, workspace=f"{case.url}/never", env={"AWS_MAX_ATTEMPTS": "1"})
+    outcome = machine().run(**case.run, workspace=f"{case.url}/never")
     assert outcome.code not in (0, None)
     assert "Traceback" not in outcome.err, outcome.err
-    assert re.search(rf"s3://\S+/{refused}: .*SlowDown.*\(tried 3 times\)", outcome.err), outcome.err
-    assert sum(refused in request.path for request in case.gate.writes()) == 3
+    assert re.search(rf"s3://\S+/{refused}: .*SlowDown.*\(tried 6 times\)", outcome.err), outcome.err
+    assert sum(refused in request.path for request in case.gate.writes()) == 6
+
+
+def test_a_store_that_is_silent_for_good(case: Case, machine: Any) -> None:
+    """A write that is never answered is given up after a few read timeouts, with the object named."""
+    case.gate.judge = lambda request: "stall" if request.method == "PUT" else "pass"
+    started = time.monotonic()
+    outcome = machine().run(**case.run, workspace=f"{case.url}/silent", read_timeout=1)
+    assert outcome.code not in (0, None)
+    assert "Traceback" not in outcome.err, outcome.err
+    assert re.search(r"s3://\S+/run\.json: ReadTimeoutError: .* \(tried 6 times\)", outcome.err), outcome.err
+    assert time.monotonic() - started < 45
 
 
 def test_points_that_are_replaced_under_a_run(case: Case, machine: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,23 @@ def test_a_store_that_dies_and_returns(tmp_path: Path, machine: Machine) -> None
         content = world.result(machine)
         assert content is not None
         assert world.is_exact(content)
+
+
+def test_a_store_that_falls_silent_for_good(plain: World, machine: Machine) -> None:
+    """Silent for three groups in turn, a store is not asked for the others: timeouts don't add up to days."""
+    plain.clear()
+    assert plain.store is not None
+    plain.store.fault_for = lambda request: STALL if request.path != "info" else None
+    ended = machine.run(plain.parameters | {"read_timeout": 1, "workers": 3, "audit": 0})
+    asked = plain.chunks_asked()
+    plain.clear()
+    assert ended.code not in (0, None)
+    assert "Traceback" not in ended.said
+    assert re.search(r"not tried: stores or servers have failed \d+ times in a row, for \d+ s", ended.said), ended.said
+    assert ended.seconds < SECONDS
+    assert 0 < len(asked) < len(plain.chunk_names)
+    assert machine.run(plain.parameters).code == 0
+    assert plain.result(machine) == plain.table
 
 
 @pytest.mark.usefixtures("_short_timeout")

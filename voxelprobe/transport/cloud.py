@@ -14,6 +14,7 @@ from typing import Any
 
 from voxelprobe.errors import AuthorizationError, InputError, TransportError, VoxelProbeError
 from voxelprobe.transport.protocol import Request, RetryableError, StoredObject
+from voxelprobe.transport.silence import timeouts_seconds
 from voxelprobe.transport.threads import ThreadTransfers
 
 SECRETS_HINT = (
@@ -73,15 +74,36 @@ def open_cloud_files(url: str, *, threads: int = 1) -> Any:
     """
     import cloudfiles
 
-    if url.startswith("s3://") and "AWS_ACCESS_KEY_ID" in os.environ:
-        # cloud-files 6.4 ends in a bare KeyError without it.
-        os.environ.setdefault("AWS_SESSION_TOKEN", "")
+    if url.startswith("s3://"):
+        _limit_s3_clients()
+        if "AWS_ACCESS_KEY_ID" in os.environ:
+            # cloud-files 6.4 ends in a bare KeyError without it.
+            os.environ.setdefault("AWS_SESSION_TOKEN", "")
     try:
         files = cloudfiles.CloudFiles(url, num_threads=threads, progress=False)
     except Exception as error:
         raise InputError(f"{url}: cloud-files can't open it: {type(error).__name__}: {error}") from error
     _check_endpoint(url, files)
     return files
+
+
+def _limit_s3_clients() -> None:
+    """Have the clients that cloud-files makes give up silent connections, and leave it to us to try again.
+
+    By themselves they wait for a minute, five times. A session that the program has set up for boto3 stays as it is.
+    """
+    import boto3  # type: ignore[import-untyped]
+    import botocore.session
+    from botocore.config import Config
+
+    if boto3.DEFAULT_SESSION is not None:
+        return
+    connect, read = timeouts_seconds()
+    session = botocore.session.get_session()
+    session.set_default_client_config(
+        Config(connect_timeout=connect, read_timeout=read, retries={"total_max_attempts": 1})
+    )
+    boto3.setup_default_session(botocore_session=session)
 
 
 _endpoints: dict[tuple[str, str], str] = {}

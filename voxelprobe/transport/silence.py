@@ -35,6 +35,11 @@ def read_timeout_seconds() -> int:
     return _seconds
 
 
+def timeouts_seconds() -> tuple[float, float]:
+    """Return how long a connection may take to be made, and then be silent."""
+    return float(CONNECT_TIMEOUT_SECONDS), float(_seconds)
+
+
 def graph_timeout_seconds() -> float:
     """Return after how many seconds a silent graph server is given up."""
     return float(_GRAPH_SERVER_FACTOR * _seconds)

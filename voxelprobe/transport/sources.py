@@ -28,6 +28,25 @@ LONGEST_WAIT_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
+def wait_after(error: RetryableError, attempt: int, attempts: int = ATTEMPTS) -> float:
+    """Return the seconds to wait after a failed attempt, counted from 1, of so many.
+
+    Raises
+    ------
+    TransportError
+        If there are to be no more.
+    """
+    if attempt == attempts:
+        raise TransportError(f"{error} (tried {attempt} times)") from error
+    wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS)
+    # Jitter keeps many requests from coming back at the same moment.
+    wait *= random.uniform(0.5, 1.0)  # noqa: S311 (not for secrets)
+    if error.wait_seconds is not None:
+        wait = max(wait, min(error.wait_seconds, LONGEST_WAIT_SECONDS))
+    logger.debug("%s; trying again in %.1f s", error, wait)
+    return wait
+
+
 class RetryingSource:
     """A source that repeats what another try may mend, with growing and jittered waits.
 
@@ -60,21 +79,8 @@ class RetryingSource:
         raise AssertionError("the last attempt returns or raises")
 
     def wait_after(self, error: RetryableError, attempt: int) -> float:
-        """Return the seconds to wait after a failed attempt, counted from 1.
-
-        Raises
-        ------
-        TransportError
-            If there are to be no more.
-        """
-        if attempt == self._attempts:
-            raise TransportError(f"{error} (tried {attempt} times)") from error
-        wait = min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS)
-        # Jitter keeps many requests from coming back at the same moment.
-        wait *= random.uniform(0.5, 1.0)  # noqa: S311 (not for secrets)
-        if error.wait_seconds is not None:
-            wait = max(wait, min(error.wait_seconds, LONGEST_WAIT_SECONDS))
-        logger.debug("%s; trying again in %.1f s", error, wait)
+        """Return the seconds to wait after a failed attempt, counted from 1; see `wait_after`."""
+        wait = wait_after(error, attempt, self._attempts)
         self.traffic.add(retries=1)
         return wait
 
