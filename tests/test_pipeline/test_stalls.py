@@ -118,13 +118,15 @@ def test_a_store_that_falls_silent_for_good(plain: World, machine: Machine) -> N
 
 
 @pytest.mark.usefixtures("_short_timeout")
-def test_a_points_table_on_a_silent_web_server(tmp_path: Path) -> None:
-    """A web server that never answers what it is asked about a points table is given up."""
-    (tmp_path / "points.csv").write_text("x,y,z\n1,2,3\n")
-    with HttpStore(tmp_path, fault_for=lambda request: STALL) as store:
+@pytest.mark.parametrize("store", ["web server", "GCS"])
+def test_a_points_table_in_a_silent_store(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that never answers what it is asked about a points table is given up."""
+    with HttpStore(tmp_path, fault_for=lambda request: STALL) as silent:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", silent.url)
+        place = parse_location(silent.url if store == "web server" else "gs://laboratory/tables")
         started = time.monotonic()
         with pytest.raises(TransportError, match=r"points\.csv"):
-            Bucket(parse_location(store.url)).state("points.csv")
+            Bucket(place).state("points.csv")
         assert time.monotonic() - started < SECONDS
 
 
