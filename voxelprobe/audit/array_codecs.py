@@ -9,10 +9,12 @@ whatever name the metadata have, since its registry would load pickles, but by t
 from __future__ import annotations
 
 import importlib
+import lzma
 import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,9 @@ Step = tuple[str, Mapping[str, Any]]
 """A codec's name, `transpose`, `bytes` or as numcodecs has it, and its configuration."""
 
 # By `strip`: whole streams, checksums compared, and no more than a given number of bytes.
-_STREAMS = {"gzip": "gzip", "bz2": "bz2", "lzma": "xz", "zstd": "zstd"}
-_STREAM_PACKAGES = {"gzip": "gzip", "bz2": "bz2", "lzma": "lzma", "zstd": "zstandard"}
+_STREAMS = ("gzip", "bz2", "zstd")
+_PACKAGES = {"gzip": "gzip", "bz2": "bz2", "zstd": "zstandard", "lzma": "lzma", "zlib": "zlib",
+             "crc32c": "google_crc32c"}
 # Where the header of what they made says how long the content is: little-endian, 4 bytes.
 _LENGTH_AT = {"blosc": 4, "lz4": 0}
 _CHECKSUMS = ("adler32", "crc32", "fletcher32")
@@ -50,9 +53,9 @@ def explain_steps(steps: Sequence[Step]) -> str:
             continue
         if name == "blosc" and config.get("cname") == "snappy":
             raise UnsupportedError("codec blosc with snappy")
-        if name not in {*_STREAMS, *_BY_NUMCODECS, "zlib", "crc32c"}:
+        if name not in {*_PACKAGES, *_BY_NUMCODECS} or (name == "lzma" and config.get("format", 1) not in (0, 1, 2)):
             raise UnsupportedError(f"codec {name}")
-        package = _STREAM_PACKAGES.get(name, {"zlib": "zlib", "crc32c": "google_crc32c"}.get(name, "numcodecs"))
+        package = _PACKAGES.get(name, "numcodecs")
         try:
             importlib.import_module(package)
         except (ImportError, ValueError) as error:  # numcodecs takes zfpy's version apart
@@ -117,7 +120,13 @@ def _decode(name: str, config: Mapping[str, Any], content: bytes, most: int) -> 
     if not content:
         raise CorruptDataError(f"{name}: expected some bytes, found none")
     if name in _STREAMS:
-        return strip(content, _STREAMS[name], most)
+        return strip(content, name, most)
+    if name == "lzma":
+        with lzma.LZMAFile(BytesIO(content), format=config.get("format", lzma.FORMAT_XZ)) as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise CorruptDataError(f"lzma: expected at most {most} bytes, found more")
+        return content
     if name == "zlib":
         stream = zlib.decompressobj()
         inflated = stream.decompress(content, most)
