@@ -2,8 +2,8 @@
 
 A chunk of zarr v3 goes through codecs from array to array, then `bytes`, then codecs from bytes to bytes:
 https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html. Chunks of zarr v2 and n5 are written here as such a
-chain too. What Python has a module for is undone by that, the rest by numcodecs, which others read zarr with: not by
-whatever name the metadata have, since its registry would load pickles, but by those listed here.
+chain too. What Python has a module for is undone by that, the rest by classes of numcodecs, which others read zarr
+with: by those listed here, and not by its registry, which would load whatever a name asks for, pickles too.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ _PACKAGES = {"gzip": "gzip", "bz2": "bz2", "zstd": "zstandard", "lzma": "lzma", 
              "crc32c": "google_crc32c"}
 # Where the header of what they made says how long the content is: little-endian, 4 bytes.
 _LENGTH_AT = {"blosc": 4, "lz4": 0}
-_CHECKSUMS = ("adler32", "crc32", "fletcher32")
 # Filters of numbers, and which member of the configuration has the dtype that they make; unsaid, it is the array's.
 _FILTERS = {"delta": "astype", "fixedscaleoffset": "astype", "quantize": "astype", "astype": "encode_dtype",
             "bitround": "dtype"}
-_BY_NUMCODECS = {*_LENGTH_AT, *_CHECKSUMS, *_FILTERS, "shuffle", "packbits"}
+# Their classes in numcodecs.
+_CLASSES = {"blosc": "Blosc", "lz4": "LZ4", "adler32": "Adler32", "crc32": "CRC32", "fletcher32": "Fletcher32",
+            "shuffle": "Shuffle", "packbits": "PackBits", "delta": "Delta", "fixedscaleoffset": "FixedScaleOffset",
+            "quantize": "Quantize", "astype": "AsType", "bitround": "BitRound"}
 
 
 def explain_steps(steps: Sequence[Step]) -> str:
@@ -53,8 +55,10 @@ def explain_steps(steps: Sequence[Step]) -> str:
             continue
         if name == "blosc" and config.get("cname") == "snappy":
             raise UnsupportedError("codec blosc with snappy")
-        if name not in {*_PACKAGES, *_BY_NUMCODECS} or (name == "lzma" and config.get("format", 1) not in (0, 1, 2)):
+        if name not in {*_PACKAGES, *_CLASSES} or (name == "lzma" and config.get("format", 1) not in (0, 1, 2)):
             raise UnsupportedError(f"codec {name}")
+        for member in ("dtype", "astype", "encode_dtype", "decode_dtype"):
+            _check_numbers(name, config.get(member))
         package = _PACKAGES.get(name, "numcodecs")
         try:
             importlib.import_module(package)
@@ -108,6 +112,16 @@ def undo_steps(
     return np.asarray(value)
 
 
+def _check_numbers(name: str, dtype: Any) -> None:
+    """Raise UnsupportedError if a filter's dtype is one of anything but numbers."""
+    try:
+        kind = "f" if dtype is None else np.dtype(dtype if isinstance(dtype, str) else "O").kind
+    except (TypeError, ValueError, SyntaxError):  # by what is wrong with the text
+        kind = "O"
+    if kind not in "biuf":
+        raise UnsupportedError(f"codec {name} of {dtype!r}")
+
+
 def _to_array(content: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], endian: object) -> npt.NDArray[Any]:
     stored = dtype.newbyteorder(">" if endian == "big" else "<")
     if len(content) != math.prod(shape) * stored.itemsize:
@@ -145,11 +159,11 @@ def _decode(name: str, config: Mapping[str, Any], content: bytes, most: int) -> 
         (size,) = struct.unpack_from("<I", content, _LENGTH_AT[name])
         if size > most:
             raise CorruptDataError(f"{name}: expected at most {most} bytes, the header promises {size}")
-        config = {}  # it is all in the header
+        config = {}  # all is in the header
     import numcodecs
     import numcodecs.blosc
 
     # Threads of its own don't survive the fork that this runs in.
     numcodecs.blosc.use_threads = False
-    decoded = numcodecs.get_codec({**config, "id": name}).decode(content)
+    decoded = getattr(numcodecs, _CLASSES[name])(**config).decode(content)
     return np.ascontiguousarray(decoded).tobytes() if isinstance(decoded, np.ndarray) else bytes(decoded)

@@ -8,7 +8,7 @@ from voxelprobe.audit.n5 import read_n5
 from voxelprobe.audit.places import AuditableScale, find_ratios
 from voxelprobe.audit.precomputed import read_scale
 from voxelprobe.audit.zarr_metadata import ReadJson, name_axes, read_zarr
-from voxelprobe.errors import InputError
+from voxelprobe.errors import UnsupportedError, VoxelProbeError
 
 
 def read_any_scale(
@@ -34,7 +34,7 @@ def read_any_scale(
     UnsupportedError
         If it has something that isn't known here.
     InputError
-        If the documents have become something else since the run began.
+        If an `info` has become something else since the run began.
     """
     if kind == "precomputed":
         return read_scale(read_json("info"), mip, coord_resolution, where)
@@ -47,5 +47,8 @@ def read_any_scale(
         axes = level.axes or name_axes(None, len(array.shape))
         ratios = find_ratios(coord_resolution, levels[0].resolution, level.resolution)
         return ArrayScale(level.path, array, axes, find_offset(levels, mip), ratios)
+    except VoxelProbeError:  # some are Python's kinds too
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{where}: expected the metadata of when the run began, found others: {error!r}") from error
+        # Not an error of the user's: their run began with these documents, or they changed, and the run says so.
+        raise UnsupportedError(f"metadata that can't be followed here: {error!r}") from error

@@ -90,7 +90,7 @@ def parse_v2(document: Mapping[str, Any], axis_names: Any) -> StoredArray:
     steps.append(("bytes", {"endian": "big" if stored.str[0] == ">" else "little"}))
     codecs = [*(document.get("filters") or []), *([document["compressor"]] if document.get("compressor") else [])]
     # The filters have dtypes of their own, with a byte order: what they are given and make is bytes here.
-    steps += [(codec["id"], codec) for codec in codecs]
+    steps += [(str(codec["id"]), {key: value for key, value in codec.items() if key != "id"}) for codec in codecs]
     dtype = number_type(stored)
     fill = document.get("fill_value")
     return StoredArray(shape, sizes(document["chunks"]), dtype, tuple(steps),
@@ -119,19 +119,22 @@ def parse_v3(document: Mapping[str, Any]) -> StoredArray:
         codecs = [_extension(codec) for codec in facts["codecs"]]
         if any(whole % inner for whole, inner in zip(shards.shape, chunk, strict=True)):
             raise UnsupportedError(f"shards of {shards.shape} values and chunks of {chunk}")
-    keys, facts = _extension(document["chunk_key_encoding"])
+    keys, facts = _extension(document.get("chunk_key_encoding", "default"))
     if keys not in ("default", "v2"):
         raise UnsupportedError(f"chunk_key_encoding {keys}")
     separator = separator_of(facts.get("separator", "/" if keys == "default" else "."))
-    return StoredArray(shape, chunk, dtype, _parse_steps(codecs, dtype), parse_fill(document["fill_value"], dtype),
-                       "c" + separator if keys == "default" else "", separator, document.get("dimension_names"), shards)
+    steps, fill = _parse_steps(codecs, dtype, len(shape)), parse_fill(document["fill_value"], dtype)
+    return StoredArray(shape, chunk, dtype, steps, fill, "c" + separator if keys == "default" else "", separator,
+                       document.get("dimension_names"), shards)
 
 
-def _parse_steps(codecs: list[tuple[str, Mapping[str, Any]]], dtype: np.dtype[Any]) -> tuple[Step, ...]:
+def _parse_steps(codecs: list[tuple[str, Mapping[str, Any]]], dtype: np.dtype[Any], rank: int) -> tuple[Step, ...]:
     steps: list[Step] = []
     in_bytes = False
     for name, facts in codecs:
-        if name == "transpose" and not in_bytes and isinstance(facts["order"], list):
+        if name == "transpose" and not in_bytes:
+            if sorted(facts["order"]) != list(range(rank)):
+                raise UnsupportedError(f"an order of axes {facts['order']}")
             steps.append((name, facts))
         elif name == "bytes" and not in_bytes:
             in_bytes = True
@@ -162,7 +165,7 @@ def _extension(value: Any) -> tuple[str, Mapping[str, Any]]:
     """Return an extension point's name and configuration; it may be its name alone."""
     if isinstance(value, str):
         return value, {}
-    return value["name"], value.get("configuration") or {}
+    return str(value["name"]), dict(value.get("configuration") or {})
 
 
 def number_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
