@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,14 @@ def test_what_it_asks_the_store_for(cli: Any, data: dict[str, Any]) -> None:
         assert {request.path for request in store.requests} == {"info"}
 
 
-def replace_cached(cache: Path, payload: bytes) -> int:
+def replace_cached(cache: Path, payload: bytes, encoding: str = "gzip") -> int:
     """Put another chunk, sound and with matching checksums, in the place of every cached one; return how many."""
     count = 0
     for path in cache.glob("*/*.sqlite"):
         with sqlite3.connect(path) as file:
             for (key,) in file.execute("SELECT key FROM chunks WHERE key NOT LIKE '% facts'").fetchall():
-                checked = google_crc32c.value(f"{key} ".encode() + b"gzip" + payload)
-                facts = checked.to_bytes(4, "little") + b"gzip"
+                checked = google_crc32c.value(f"{key} ".encode() + encoding.encode() + payload)
+                facts = checked.to_bytes(4, "little") + encoding.encode()
                 for name, value in ((key, payload), (f"{key} facts", facts)):
                     file.execute("UPDATE chunks SET value = ? WHERE key = ?", (value, name))
                 count += 1
@@ -167,3 +168,46 @@ def test_other_formats(cli: Any, data: dict[str, Any]) -> None:
         assert outcome.code == 0, outcome.err
         assert audit_of(cli)["compared"] > 200
         assert output.exists()
+
+
+@pytest.mark.parametrize("kind", ["zarr3", "n5"])
+def test_other_kinds_of_volumes(kind: str, cli: Any, data: dict[str, Any], array: Any, voxels: Any) -> None:
+    """Shards of zarr v3 and blocks of n5, of blosc both, are audited as they come; a difference ends the run."""
+    folder = cli.folder / "seg"
+    if kind == "zarr3":
+        import zarr
+        from zarr.codecs import BloscCodec
+
+        zarr.create_array(folder, shape=SHAPE[::-1], dtype="uint64", chunks=CHUNK[::-1], shards=(32, 48, 32),
+                          compressors=[BloscCodec(cname="zstd")])[...] = array.T
+    else:
+        import tensorstore
+
+        metadata = {"dimensions": SHAPE, "blockSize": CHUNK, "dataType": "uint64",
+                    "compression": {"type": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}}
+        spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{folder}/"}, "metadata": metadata}
+        tensorstore.open(spec, create=True).result().write(array).result()
+    run = {"volume": f"{kind}://file://{folder}", "points": data["points"]}
+    outcome = cli.run(**run)
+    assert outcome.code == 0, outcome.err
+    audit = audit_of(cli)
+    assert 200 < audit["compared"] <= 1000
+    assert (audit["asked"], audit["chunks"], audit["mismatches"], audit["not_audited"]) == ("1000", 4, 0, "")
+    assert "points in 4 chunks read again by numpy.frombuffer and numcodecs.blosc" in outcome.out
+    assert pq.read_table(cli.result)["label"].to_pylist() == array[tuple(voxels.T)].tolist()
+    shutil.rmtree(cli.run_folder)
+    payload = encode_stored(kind, np.full(CHUNK, 77, np.uint64))
+    assert replace_cached(cli.workspace / "cache", payload, "") == 24
+    outcome = cli.run(**run)
+    assert outcome.code == 30, outcome.err
+    assert "would have ok 77, found ok" in outcome.err.replace("\n", " ")
+    assert not cli.result.exists()
+
+
+def encode_stored(kind: str, chunk: Any) -> bytes:
+    """Return what a store would have of a chunk of blosc, which tells its compressor itself."""
+    import numcodecs
+
+    if kind == "zarr3":
+        return bytes(numcodecs.Blosc().encode(chunk.T.astype("<u8").tobytes()))
+    return struct.pack(">2H3I", 0, 3, *CHUNK) + bytes(numcodecs.Blosc().encode(chunk.astype(">u8").tobytes("F")))

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxelprobe.audit.decoders import decode_chunk, explain_decoder
-from voxelprobe.audit.places import AuditedScale, Place, find_place, read_scale
+from voxelprobe.audit.places import Place, find_place
+from voxelprobe.audit.precomputed import AuditedScale, read_scale
 from voxelprobe.audit.reading import read_places
 from voxelprobe.audit.shards import find_shard, morton_code
 from voxelprobe.audit.stripping import strip

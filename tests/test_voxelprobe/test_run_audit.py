@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,17 +410,15 @@ def test_an_info_that_changed_since(change: dict[str, Any], tmp_path: Path) -> N
         audit_run(run, parse_audit("all"), threads=4)
 
 
-def test_volumes_that_nobody_else_reads(tmp_path: Path) -> None:
-    """A zarr volume is not audited, and the report says so."""
-    import zarr
-
-    stored = zarr.create_array(tmp_path / "seg", shape=SHAPE, chunks=CHUNK, dtype="uint64", zarr_format=2)
-    stored[:] = make_array("raw")
-    (tmp_path / "seg/.zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["x", "y", "z"]}))
-    points = pa.table({axis: np.arange(10) for axis in "xyz"})
-    audited = Audited(tmp_path, points=points, cloudpath=f"zarr2://{tmp_path}/seg")
+def test_encodings_whose_package_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels that nobody else can read here are not audited, and the report says so and why."""
+    write_volume(tmp_path / "seg", make_array("compressed_segmentation"), encoding="compressed_segmentation",
+                 chunk_size=CHUNK, voxel_offset=OFFSET)
+    monkeypatch.setitem(sys.modules, "compressed_segmentation", None)  # as Python has one that can't be imported
+    audited = Audited(tmp_path)
     audited.label()
     audit = audited.merge("1000")
-    assert (audit["compared"], audit["not_audited"]) == (0, "zarr2 volumes have one reader only, ours")
-    assert "audit    none: zarr2 volumes" in format_report(audited.run)
+    assert audit["compared"] == 0
+    assert "it takes the package compressed_segmentation, which isn't there" in audit["not_audited"]
+    assert "audit    none: encoding compressed_segmentation of uint64" in format_report(audited.run)
     assert audited.done("1000")

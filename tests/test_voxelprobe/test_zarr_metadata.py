@@ -178,6 +178,8 @@ def in_order(*order: Any) -> list[Any]:
     ({"codecs": in_order(0, 1, [2])}, InputError, "expected an order of 3 axes"),
     ({"codecs": [{"name": "numcodecs.delta"}, {"name": "bytes", "configuration": {"endian": "big"}}]},
      UnsupportedError, "numcodecs.delta of big-endian values can't be read"),
+    ({"codecs": [{"name": "numcodecs.delta"}, *in_order(2, 1, 0)]}, UnsupportedError,
+     "transpose after numcodecs.delta can't be read"),
     ({"storage_transformers": [{"name": "x"}]}, UnsupportedError, "storage_transformers can't be read"),
     ({"tiles": 3}, UnsupportedError, "'tiles' is not understood here"),
     ({"dimension_names": ["z", "y"]}, InputError, "expected the names of 3 axes"),

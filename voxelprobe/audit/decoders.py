@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from voxelprobe.audit.places import AuditedScale, Triple
+from voxelprobe.audit.places import Triple
 from voxelprobe.errors import CorruptDataError, UnsupportedError
+
+if TYPE_CHECKING:
+    from voxelprobe.audit.precomputed import AuditedScale
 
 Chunk = npt.NDArray[Any]
 

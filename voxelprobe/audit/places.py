@@ -1,96 +1,130 @@
-"""From a coordinate as the user wrote it to a chunk's name and a voxel in it: one point at a time, in Python's numbers.
-
-Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
-"""
+"""From a coordinate as the user wrote it to a chunk and a voxel in it: one point at a time, in Python's numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
-from voxelprobe.errors import InputError
+import numpy.typing as npt
+
 from voxelprobe.records import Status
+from voxelprobe.transport.sources import RetryingSource
 
 Triple = tuple[int, int, int]
+Ratios = tuple[Fraction, Fraction, Fraction]
+
+Part = tuple[bytes, str | None]
+"""The bytes of a stored object, and what its store says they are compressed with."""
+FetchChunk = Callable[[Triple], Sequence[Part | None]]
+"""Gives what the store has of the chunk at a grid position: one part, or one a chunk of channels; None for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditedScale:
-    """What an `info` says of one scale, and how many of its voxels a unit of the points is.
+class AuditableScale(Protocol):
+    """One scale of a volume of any kind, as the audit reads it."""
 
-    Attributes
-    ----------
-    ratios
-        Voxels a unit (x, y, z).
-    sharding
-        As in the `info`; None for a file a chunk.
-    """
+    @property
+    def key(self) -> str:
+        """Return the path of its folder below the volume's."""
+        ...
 
-    key: str
-    size: Triple
-    voxel_offset: Triple
-    chunk_size: Triple
-    ratios: tuple[Fraction, Fraction, Fraction]
-    encoding: str
-    data_type: str
-    channels: int
-    block_size: Triple | None
-    sharding: Mapping[str, Any] | None
+    @property
+    def size(self) -> Triple:
+        """Return its size in voxels (x, y, z)."""
+        ...
 
-    def chunk_shape(self, grid: Triple) -> Triple:
-        """Return the size in voxels of the chunk at a grid position."""
-        begin, end = self._box(grid)
-        return _triple(stop - start for start, stop in zip(begin, end, strict=True))
+    @property
+    def voxel_offset(self) -> Triple:
+        """Return the voxel that it begins with."""
+        ...
+
+    @property
+    def chunk_size(self) -> Triple:
+        """Return a chunk's size in voxels."""
+        ...
+
+    @property
+    def ratios(self) -> Ratios:
+        """Return how many voxels a unit of the points is."""
+        ...
+
+    @property
+    def encoding(self) -> str:
+        """Return what its chunks are encoded with."""
+        ...
+
+    @property
+    def data_type(self) -> str:
+        """Return the name of the labels' dtype."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels."""
+        ...
+
+    @property
+    def max_bytes(self) -> int:
+        """Return the most that an encoded chunk may take."""
+        ...
 
     def chunk_name(self, grid: Triple) -> str:
-        """Return the name below the volume's folder of the chunk at a grid position."""
-        begin, end = self._box(grid)
-        return f"{self.key}/" + "_".join(f"{start}-{stop}" for start, stop in zip(begin, end, strict=True))
+        """Return what a message calls the chunk at a grid position."""
+        ...
 
-    def _box(self, grid: Triple) -> tuple[Triple, Triple]:
-        begin = [o + g * c for o, g, c in zip(self.voxel_offset, grid, self.chunk_size, strict=True)]
-        last = [o + s for o, s in zip(self.voxel_offset, self.size, strict=True)]
-        end = [min(b + c, e) for b, c, e in zip(begin, self.chunk_size, last, strict=True)]
-        return _triple(begin), _triple(end)
+    def explain(self) -> str:
+        """Return what decodes the chunks, or raise UnsupportedError if nothing does."""
+        ...
+
+    def open_chunks(self, source: RetryingSource) -> FetchChunk:
+        """Return what fetches chunks; it raises CorruptDataError where the store contradicts the format."""
+        ...
+
+    def decode(self, grid: Triple, parts: Sequence[Part | None]) -> npt.NDArray[Any] | None:
+        """Return a chunk's voxels, shape (x, y, z, channels), by what was fetched; None where there is no chunk.
+
+        Raises
+        ------
+        CorruptDataError
+            If it can't be done.
+        """
+        ...
 
 
-def read_scale(document: Mapping[str, Any], mip: int, coord_resolution: str | None, where: str) -> AuditedScale:
-    """Return a scale of a parsed `info`.
+def find_ratios(coord_resolution: str | None, first: Sequence[float], own: Sequence[float]) -> Ratios:
+    """Return how many voxels of a scale a unit of the points is (x, y, z).
 
     Parameters
     ----------
     coord_resolution
         The points' unit as in the command: `4,4,40`, `nm`, or None for voxels of the first scale.
-
-    Raises
-    ------
-    InputError
-        If the `info` has become something else since the run began.
+    first, own
+        Voxel size in nm of the first scale and of this one, as the metadata have it.
     """
-    try:
-        scale = document["scales"][mip]
-        own = [Fraction(repr(float(size))) for size in scale["resolution"]]
-        if coord_resolution is None:
-            unit = [Fraction(repr(float(size))) for size in document["scales"][0]["resolution"]]
-        elif coord_resolution.strip().lower() == "nm":
-            unit = [Fraction(1)] * 3
-        else:
-            unit = [Fraction(part.strip()) for part in coord_resolution.split(",")]
-        x, y, z = (of / to for of, to in zip(unit, own, strict=True))
-        block = scale.get("compressed_segmentation_block_size")
-        return AuditedScale(
-            scale["key"].removeprefix("./").strip("/"), _triple(scale["size"]),
-            _triple(scale.get("voxel_offset", (0, 0, 0))),
-            _triple(scale["chunk_sizes"][0]), (x, y, z), scale.get("encoding", "raw").lower(),
-            document["data_type"].lower(), int(document["num_channels"]), None if block is None else _triple(block),
-            scale.get("sharding"),
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"{where}/info: expected what it was when the run began, found another: {error!r}") from error
+    if coord_resolution is None:
+        unit = [Fraction(repr(float(size))) for size in first]
+    elif coord_resolution.strip().lower() == "nm":
+        unit = [Fraction(1)] * 3
+    else:
+        unit = [Fraction(part.strip()) for part in coord_resolution.split(",")]
+    x, y, z = (of / Fraction(repr(float(to))) for of, to in zip(unit, own, strict=True))
+    return (x, y, z)
+
+
+def name_box(scale: AuditableScale, grid: Triple) -> str:
+    """Return where the chunk at a grid position begins and ends, as in `0-64_0-64_0-40`."""
+    begin = [o + g * c for o, g, c in zip(scale.voxel_offset, grid, scale.chunk_size, strict=True)]
+    last = [o + s for o, s in zip(scale.voxel_offset, scale.size, strict=True)]
+    end = [min(b + c, e) for b, c, e in zip(begin, scale.chunk_size, last, strict=True)]
+    return "_".join(f"{start}-{stop}" for start, stop in zip(begin, end, strict=True))
+
+
+def clip_chunk(scale: AuditableScale, grid: Triple) -> Triple:
+    """Return the size of the chunk at a grid position without what is beyond the volume's end."""
+    return triple(min(c, s - g * c) for c, s, g in zip(scale.chunk_size, scale.size, grid, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +135,7 @@ class Place:
     voxel: Triple
 
 
-def find_place(scale: AuditedScale, point: Sequence[Any] | None) -> Place | Status:
+def find_place(scale: AuditableScale, point: Sequence[Any] | None) -> Place | Status:
     """Return where a point is, or why it is nowhere.
 
     Parameters
@@ -119,7 +153,7 @@ def find_place(scale: AuditedScale, point: Sequence[Any] | None) -> Place | Stat
             return Status.OUT_OF_BOUNDS
         grid.append(int(inside) // scale.chunk_size[axis])
         voxel.append(int(inside) % scale.chunk_size[axis])
-    return Place(_triple(grid), _triple(voxel))
+    return Place(triple(grid), triple(voxel))
 
 
 def _to_voxel(value: Any, ratio: Fraction) -> float:
@@ -133,6 +167,7 @@ def _to_voxel(value: Any, ratio: Fraction) -> float:
         return math.inf
 
 
-def _triple(values: Any) -> Triple:
+def triple(values: Any) -> Triple:
+    """Return three whole numbers."""
     x, y, z = (int(value) for value in values)
     return (x, y, z)

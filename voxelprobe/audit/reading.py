@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,10 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelprobe.audit.decoders import decode_chunk
-from voxelprobe.audit.places import AuditedScale, Place, Triple
-from voxelprobe.audit.shards import ShardReader
-from voxelprobe.audit.stripping import strip
+from voxelprobe.audit.places import AuditableScale, Part, Place, Triple
 from voxelprobe.errors import CorruptDataError
 from voxelprobe.processes import run_isolated, shared_array
 from voxelprobe.records import Status
@@ -24,7 +20,7 @@ from voxelprobe.transport.sources import RetryingSource
 _BATCH_BYTES = 256 << 20
 _BATCH_CHUNKS = 64
 
-_Fetched = tuple[bytes, str | None] | CorruptDataError | None
+_Fetched = Sequence[Part | None] | CorruptDataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ class AuditedPoints:
 
 
 def read_places(
-    scale: AuditedScale, source: RetryingSource, places: Sequence[Place | Status], *, threads: int
+    scale: AuditableScale, source: RetryingSource, places: Sequence[Place | Status], *, threads: int
 ) -> AuditedPoints:
     """Return the labels at some places, from the store alone.
 
@@ -72,8 +68,10 @@ def read_places(
     for grids, fetched in _fetch_batches(scale, source, sorted(of_chunk), threads):
 
         def read(item: int, grids: list[Triple] = grids, fetched: list[_Fetched] = fetched) -> None:
-            points = of_chunk[grids[item]]
-            chunk = _decode(scale, grids[item], fetched[item])
+            points, parts = of_chunk[grids[item]], fetched[item]
+            if isinstance(parts, CorruptDataError):
+                raise parts
+            chunk = scale.decode(grids[item], parts)
             if chunk is None:
                 status[points] = Status.MISSING_CHUNK
                 return
@@ -89,26 +87,15 @@ def read_places(
 
 
 def _fetch_batches(
-    scale: AuditedScale, source: RetryingSource, grids: Sequence[Triple], threads: int
+    scale: AuditableScale, source: RetryingSource, grids: Sequence[Triple], threads: int
 ) -> Iterator[tuple[list[Triple], list[_Fetched]]]:
-    size = max(1, min(_BATCH_CHUNKS, _BATCH_BYTES // max_bytes(scale)))
-    shards = None
-    if scale.sharding is not None:
-        def fetch_range(name: str, start: int, end: int) -> bytes | None:
-            answer = source.fetch(name, start, end)
-            return None if answer is None else answer.content
-
-        counts = [-(-s // c) for s, c in zip(scale.size, scale.chunk_size, strict=True)]
-        shards = ShardReader(scale.key, scale.sharding, counts, fetch_range)
+    size = max(1, min(_BATCH_CHUNKS, _BATCH_BYTES // scale.max_bytes))
+    chunks = scale.open_chunks(source)
 
     def fetch(grid: Triple) -> _Fetched:
         for last in (False, True):
             try:
-                if shards is not None:
-                    content = shards.read(grid, max_bytes(scale))
-                    return None if content is None else (content, None)
-                answer = source.fetch(scale.chunk_name(grid))
-                return None if answer is None else (answer.content, answer.encoding)
+                return chunks(grid)
             except CorruptDataError as error:
                 if last:
                     return error
@@ -118,19 +105,3 @@ def _fetch_batches(
         for start in range(0, len(grids), size):
             part = list(grids[start : start + size])
             yield part, list(pool.map(fetch, part))
-
-
-def _decode(scale: AuditedScale, grid: Triple, fetched: _Fetched) -> npt.NDArray[Any] | None:
-    """Return a chunk's voxels, None where the store has none."""
-    if isinstance(fetched, CorruptDataError):
-        raise fetched
-    if fetched is None:
-        return None
-    payload = strip(fetched[0], fetched[1], max_bytes(scale))
-    return decode_chunk(payload, scale, scale.chunk_shape(grid)) if payload else None
-
-
-def max_bytes(scale: AuditedScale) -> int:
-    """Return the most that an encoded chunk may take: generously more than its voxels."""
-    voxels = math.prod(scale.chunk_size) * scale.channels
-    return 4 * voxels * np.dtype(scale.data_type).itemsize + (1 << 20)

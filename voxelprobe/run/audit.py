@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from voxelprobe.arrays import Int64, to_arrow
-from voxelprobe.audit.decoders import explain_decoder
-from voxelprobe.audit.places import AuditedScale, Place, find_place, read_scale
+from voxelprobe.audit.places import AuditableScale, Place, find_place
 from voxelprobe.audit.reading import AuditedPoints, read_places
+from voxelprobe.audit.volumes import read_any_scale
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.graphene.table import fetch_table
 from voxelprobe.records import POINT, STATUS, Status, label_columns, write_columns
@@ -26,7 +26,6 @@ from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
 from voxelprobe.run.plan import expect_plan, read_plan
 from voxelprobe.run.progress import format_bytes
 from voxelprobe.run.spec import Run
-from voxelprobe.transport.sources import RetryingSource
 
 logger = logging.getLogger(__name__)
 
@@ -89,14 +88,12 @@ class Auditor:
     """
 
     def __init__(self, run: Run, *, threads: int) -> None:
-        if run.volume.cloudpath.kind != "precomputed":
-            raise UnsupportedError(f"{run.volume.cloudpath.kind} volumes have one reader only, ours")
         self.run = run
         self.source = run.volume.open_source(threads=threads)
         self._threads = threads
         try:
             self.scale = self._read_scale()
-            self.way = explain_decoder(self.scale)
+            self.way = self.scale.explain()
         except BaseException:
             self.source.close()
             raise
@@ -113,18 +110,36 @@ class Auditor:
         """Release connections."""
         self.source.close()
 
-    def _read_scale(self) -> AuditedScale:
+    def _read_scale(self) -> AuditableScale:
         run = self.run
-        now = read_scale(_fetch_info(run, self.source), run.volume.mip, run.settings.coord_resolution, run.volume.url)
+        kind = run.volume.cloudpath.kind
+        now = read_any_scale(kind, self._read_json, run.volume.mip, run.settings.coord_resolution, run.volume.url)
         # What was refused when the run began is not to come in by this door.
         began = run.volume.scale
         expected = (began.key, began.size, began.voxel_offset, began.chunk_size, began.encoding, began.dtype.name,
                     began.num_channels)
         found = (now.key, now.size, now.voxel_offset, now.chunk_size, now.encoding, now.data_type, now.channels)
         if found != expected:
-            raise InputError(f"{run.volume.url}/info: expected the scale {expected} as when the run began, "
+            name = "/info" if kind == "precomputed" else ""
+            raise InputError(f"{run.volume.url}{name}: expected the scale {expected} as when the run began, "
                              f"found {found}")
         return now
+
+    def _read_json(self, name: str) -> Any:
+        """Return a document of the volume as it is now, None where there is none; only from folders of its scales."""
+        run = self.run
+        if run.volume.graph is not None:
+            return fetch_table(run.settings.volume)[1]
+        folder = name.rpartition("/")[0]
+        if folder and folder not in {scale.key for scale in run.volume.info.scales}:
+            raise InputError(f"{run.volume.url}: expected the scales as when the run began, found one at {folder!r}")
+        content = self.source.fetch_stripped(name)
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{run.volume.url}/{name}: expected JSON, found {content[:40]!r}") from error
 
 
 def coordinates_of(run: Run, points: Int64) -> Iterator[list[Any] | None]:
@@ -151,16 +166,6 @@ def _point(values: list[Any]) -> list[Any] | None:
     return [value["x"], value["y"], value["z"]] if isinstance(value, dict) else value
 
 
-def _fetch_info(run: Run, source: RetryingSource) -> Any:
-    if run.volume.graph is not None:
-        return fetch_table(run.settings.volume)[1]
-    content = source.fetch_stripped("info")
-    try:
-        return json.loads(content or b"")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{run.volume.url}/info: expected JSON, found {(content or b'')[:40]!r}") from error
-
-
 def _read_part(run: Run, extent: AuditExtent, part: int) -> Manifest | None:
     return read_manifest(run.folder, audit_name(extent, part, "json"), _key(run))
 
@@ -175,5 +180,5 @@ def audit_name(extent: AuditExtent, part: int, suffix: str) -> str:
 
 
 def _key(run: Run) -> str:
-    # 1: which sample, and how it is written. Another one is read anew.
-    return f"{run.key}-audit-1"
+    # 2: which sample, how it is written, and what volumes are read. Another one is read anew.
+    return f"{run.key}-audit-2"

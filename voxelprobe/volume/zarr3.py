@@ -111,6 +111,8 @@ def _parse_chain(steps: list[Any], where: str, chunk: tuple[int, ...], dtype: np
         at = f"{where}[{index}]"
         name, facts = _extension(step, at)
         if not in_bytes and name == "transpose":
+            if "numcodecs.delta" in filters:  # its differences are along the order before
+                raise UnsupportedError(f"{at}: transpose after numcodecs.delta can't be read; before it, it can")
             chain.order = _transpose(chain.order, facts, at)
         elif not in_bytes and name == "bytes":
             in_bytes = True

@@ -1,0 +1,421 @@
+"""The audit's own reading of zarr and n5 volumes, against the arrays that were written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voxelprobe.audit.places import AuditableScale, find_place
+from voxelprobe.audit.reading import AuditedPoints, read_places
+from voxelprobe.audit.volumes import read_any_scale
+from voxelprobe.errors import UnsupportedError
+from voxelprobe.locations import parse_location
+from voxelprobe.opening import open_volume
+from voxelprobe.records import Status
+from voxelprobe.transport.sources import open_source
+
+SHAPE, CHUNK = (21, 18, 11), (8, 8, 4)  # x, y, z; clipped along each axis
+pytestmark = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not")
+
+
+def make(dtype: str = "uint64", shape: tuple[int, ...] = SHAPE) -> Any:
+    """Return noise over all of a dtype's range."""
+    rng = np.random.default_rng(7)
+    kind = np.dtype(dtype).kind
+    if kind == "f":
+        return rng.normal(0, 1e4, shape).astype(dtype)
+    if kind == "b":
+        return rng.random(shape) < 0.5
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+
+
+def write_zarr(path: Path, array: Any, version: int, **options: Any) -> None:
+    """Write an array as it is, in the order of its axes, by zarr-python."""
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of codecs beyond the specification
+        stored = zarr.create_array(path, shape=array.shape, zarr_format=version, **({"dtype": array.dtype} | options))
+        stored[...] = array
+
+
+def write_shards(path: Path, array: Any, chunk: Any, shard: Any, *, location: str = "end", checksum: bool = True,
+                 **options: Any) -> None:
+    """Write an array (x, y, z[, c]) in shards, axes [c, ]z, y, x."""
+    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+
+    codec = ShardingCodec(chunk_shape=tuple(chunk)[::-1], codecs=options.pop("codecs", [BytesCodec(), ZstdCodec()]),
+                          index_location=location, index_codecs=[BytesCodec(), *([Crc32cCodec()] if checksum else [])])
+    write_zarr(path, array.T, 3, chunks=tuple(shard)[::-1], serializer=codec, compressors=None, **options)
+
+
+def write_n5(path: Path, array: Any, compression: Any = None, block: Any = CHUNK, **more: Any) -> None:
+    """Write an array (x, y, z[, …]) by TensorStore."""
+    import tensorstore
+
+    metadata = {"dimensions": list(array.shape), "blockSize": list(block), "dataType": array.dtype.name,
+                "compression": compression or {"type": "gzip"}} | more
+    store = tensorstore.open({"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata},
+                             create=True).result()
+    store.write(array).result()
+
+
+def open_scale(kind: str, folder: Path, mip: int = 0, unit: str | None = None) -> AuditableScale:
+    """Return a scale of the documents in a folder."""
+    def read_json(name: str) -> Any:
+        path = folder / name
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    return read_any_scale(kind, read_json, mip, unit, "here")
+
+
+def read_all(kind: str, folder: Path) -> tuple[AuditableScale, AuditedPoints]:
+    """Return the labels and statuses of every voxel, in C order."""
+    scale = open_scale(kind, folder)
+    points = np.indices(scale.size).reshape(3, -1).T + scale.voxel_offset
+    scale.explain()
+    with closing(open_source(parse_location(str(folder)), threads=4)) as source:
+        return scale, read_places(scale, source, [find_place(scale, point) for point in points.tolist()], threads=4)
+
+
+def check(kind: str, folder: Path, array: Any) -> None:
+    """Assert that every voxel and channel has the array's value, (x, y, z[, c]), and the product takes it alike."""
+    scale, found = read_all(kind, folder)
+    assert not found.status.any(), found.unread
+    expected = array.view("u1") if array.dtype.kind == "b" else array
+    assert found.labels.dtype == expected.dtype.newbyteorder("<")
+    np.testing.assert_array_equal(found.labels.reshape(expected.shape), expected)
+    began = open_volume(f"{kind}://file://{folder}").scale
+    assert (scale.key, scale.size, scale.voxel_offset, scale.chunk_size, scale.encoding, scale.data_type,
+            scale.channels) == (began.key, began.size, began.voxel_offset, began.chunk_size, began.encoding,
+                                began.dtype.name, began.num_channels)
+
+
+DTYPES = ["bool", *(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)), "float16", "float32",
+          "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["zarr2", "zarr3", "n5"])
+def test_every_dtype(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Every voxel of every dtype is read as zarr-python and TensorStore wrote it, clipped chunks too."""
+    array = make(dtype)
+    if kind != "n5":
+        write_zarr(tmp_path, array.T, int(kind[-1]), chunks=CHUNK[::-1])
+        check("zarr", tmp_path, array)
+    elif dtype in ("bool", "float16"):
+        return
+    else:
+        write_n5(tmp_path, array)
+    check(kind, tmp_path, array)
+
+
+V2_CODECS = {
+    "zlib": ("Zlib", ()), "gzip": ("GZip", ()), "bz2": ("BZ2", ()), "lzma": ("LZMA", ()), "lz4": ("LZ4", ()),
+    "zstd": ("Zstd", ()), "blosc": ("Blosc", ("zstd", 5, 2)), "blosc lz4": ("Blosc", ("lz4", 5, 1)),
+    "lzma alone": ("LZMA", (2,)), "shuffle": ("Shuffle", (8,)), "delta": ("Delta", ("<u8",)), "crc32": ("CRC32", ()),
+    "adler32": ("Adler32", ()), "fletcher32": ("Fletcher32", ()),
+    "offset": ("FixedScaleOffset", (0, 1, "<u8", "<u8")), "astype": ("AsType", ("<f8", "<u8")),
+}
+
+
+@pytest.mark.parametrize("options", [
+    {"order": "F"}, {"dtype": ">u8"}, {"dtype": ">u8", "order": "F"},
+    {"chunk_key_encoding": {"name": "v2", "separator": "/"}}, {"compressors": None},
+    *({"compressors": name} for name in ("zlib", "gzip", "bz2", "lzma", "lzma alone", "lz4", "zstd", "blosc",
+                                         "blosc lz4")),
+    *({"compressors": "zstd", "filters": name} for name in ("shuffle", "delta", "crc32", "adler32", "fletcher32")),
+    {"filters": "astype", "order": "F"}, {"filters": "delta", "order": "F"}, {"filters": "offset"},
+], ids=str)
+def test_version_2_in_every_form(options: dict[str, Any], tmp_path: Path) -> None:
+    """Orders, byte orders, separators, compressors and filters of v2 are undone."""
+    import numcodecs
+
+    array = make() % np.uint64(2**50)  # which float64 holds
+    for name in ("compressors", "filters"):
+        if options.get(name) is not None:
+            codec, arguments = V2_CODECS[options[name]]
+            made = getattr(numcodecs, codec)(*arguments)
+            options = options | {name: [made] if name == "filters" else made}
+    write_zarr(tmp_path, array.T, 2, chunks=CHUNK[::-1], **options)
+    check("zarr2", tmp_path, array)
+
+
+def v3_options(name: str) -> dict[str, Any]:
+    from zarr import codecs
+
+    numcodecs = codecs.numcodecs
+    options: dict[str, Any] = {
+        "transpose": {"filters": [codecs.TransposeCodec(order=(2, 0, 1))]},
+        "transposes": {"filters": [codecs.TransposeCodec(order=(2, 0, 1)), codecs.TransposeCodec(order=(1, 0, 2))]},
+        "big": {"serializer": codecs.BytesCodec(endian="big")},
+        "dots": {"chunk_key_encoding": {"name": "default", "separator": "."}},
+        "v2 names": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+        "v2 slashes": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
+        "none": {"compressors": None},
+        "gzip": {"compressors": [codecs.GzipCodec()]},
+        "zstd": {"compressors": [codecs.ZstdCodec(level=3, checksum=True)]},
+        "blosc": {"compressors": [codecs.BloscCodec(cname="zstd", shuffle="bitshuffle")]},
+        "crc32c": {"compressors": [codecs.GzipCodec(), codecs.Crc32cCodec()]},
+        "zlib": {"compressors": [numcodecs.Zlib(level=2)]},
+        "shuffle": {"compressors": [numcodecs.Shuffle(elementsize=8), numcodecs.LZMA()]},
+        "delta": {"filters": [numcodecs.Delta(dtype="<u8")], "compressors": [numcodecs.BZ2()]},
+        "delta transposed": {"filters": [codecs.TransposeCodec(order=(2, 0, 1)), numcodecs.Delta(dtype="<u8")]},
+        "all": {"filters": [codecs.TransposeCodec(order=(1, 2, 0))], "serializer": codecs.BytesCodec(endian="big"),
+                "compressors": [codecs.BloscCodec(cname="lz4"), codecs.Crc32cCodec()]},
+    }
+    return dict(options[name])
+
+
+@pytest.mark.parametrize("name", [
+    "transpose", "transposes", "big", "dots", "v2 names", "v2 slashes", "none", "gzip", "zstd", "blosc", "crc32c",
+    "zlib", "shuffle", "delta", "delta transposed", "all",
+])
+def test_version_3_in_every_form(name: str, tmp_path: Path) -> None:
+    """Transpositions, byte orders, names, compressors, filters and checksums of v3 are undone."""
+    array = make()
+    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1], **v3_options(name))
+    check("zarr3", tmp_path, array)
+
+
+@pytest.mark.parametrize("location", ["start", "end"])
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize("shard", [(16, 16, 8), CHUNK, (64, 64, 64), (8, 24, 4)])
+def test_shards(location: str, checksum: bool, shard: Any, tmp_path: Path) -> None:
+    """Every voxel in shards of any box, their index at either end, checked or not, has its value."""
+    array = make()
+    write_shards(tmp_path, array, CHUNK, shard, location=location, checksum=checksum)
+    check("zarr3", tmp_path, array)
+
+
+def test_codecs_inside_of_shards(tmp_path: Path) -> None:
+    """Codecs inside of a shard are each chunk's; a chunk that its shard doesn't have is the fill value."""
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec
+
+    array = make()
+    array[8:16, 8:16, 4:8] = array[16:, 16:, 8:] = 99
+    write_shards(tmp_path, array, CHUNK, (16, 16, 8), fill_value=99, codecs=[
+        TransposeCodec(order=(1, 2, 0)), BytesCodec(endian="big"), BloscCodec(cname="lz4"), Crc32cCodec()])
+    assert not (tmp_path / "c/1/1/1").exists()
+    check("zarr3", tmp_path, array)
+
+
+@pytest.mark.parametrize(("channels", "chunk", "shard"), [(5, 1, 5), (5, 1, 2), (5, 2, 4), (3, 4, 8)])
+def test_channels_in_shards(channels: int, chunk: int, shard: int, tmp_path: Path) -> None:
+    """Channels in chunks or shards of their own, or fewer than a chunk has, are all kept apart."""
+    array = make("uint16", (*SHAPE, channels))
+    write_shards(tmp_path, array, (*CHUNK, chunk), (16, 16, 8, shard))
+    check("zarr3", tmp_path, array)
+
+
+@pytest.mark.parametrize(("names", "axes"), [
+    (None, "czyx"), (None, "tczyx"), ("xyzc", "xyzc"), ("cxyz", "cxyz"), ("zcyx", "zcyx"), ("ztyxc", "ztyxc"),
+    ("yxz", "yxz"),
+])
+@pytest.mark.parametrize(("version", "channel_chunk"), [(2, 1), (2, 7), (3, 2)])
+def test_axes_and_channels(version: int, channel_chunk: int, names: str | None, axes: str, tmp_path: Path) -> None:
+    """Axes in any order and channels chunked apart, together or beyond their number give each channel's value."""
+    array = make("uint16", (*SHAPE, 3, 1))
+    array = array if "c" in axes else array[:, :, :, :1]
+    chunk = dict(zip("xyzct", (*CHUNK, channel_chunk, 5), strict=True))
+    stored = np.einsum(f"xyzct->{axes}", array)
+    options: dict[str, Any] = {"chunks": [chunk[axis] for axis in axes]}
+    if names is not None:
+        options |= {"dimension_names": list(names)} if version == 3 else {
+            "attributes": {"_ARRAY_DIMENSIONS": list(names)}}
+    write_zarr(tmp_path, stored, version, **options)
+    check("zarr", tmp_path, array[..., 0] if "c" in axes else array[..., 0, 0])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(("dtype", "fill"), [
+    ("uint64", 2**64 - 1), ("uint64", 2**53 + 1), ("int64", -(2**63)), ("uint8", 7), ("float32", math.nan),
+    ("float64", -math.inf), ("float32", 0.1), ("bool", True),
+])
+def test_an_absent_chunk_is_the_fill_value(version: int, dtype: str, fill: Any, tmp_path: Path) -> None:
+    """Points of a chunk that isn't stored have the fill value to the last bit, and are ok."""
+    array = make(dtype)
+    write_zarr(tmp_path, array.T, version, chunks=CHUNK[::-1], fill_value=fill)
+    (tmp_path / ("c/2/2/2" if version == 3 else "2.2.2")).unlink()
+    array[16:, 16:, 8:] = fill
+    check("zarr", tmp_path, array)
+
+
+@pytest.mark.parametrize(("fill", "bits"), [("0x7fc00001", 0x7FC00001), ("0x3fc00000", 0x3FC00000)])
+def test_fill_values_in_hexadecimal(fill: str, bits: int, tmp_path: Path) -> None:
+    """Bits of a float are those of its value, the highest first."""
+    array = make("float32")
+    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1])
+    document = json.loads((tmp_path / "zarr.json").read_text())
+    (tmp_path / "zarr.json").write_text(json.dumps(document | {"fill_value": fill}))
+    (tmp_path / "c/0/0/0").unlink()
+    array[:8, :8, :4] = np.array([bits], "u4").view("f4")[0]
+    check("zarr3", tmp_path, array)
+
+
+def test_chunks_without_a_fill_value(tmp_path: Path) -> None:
+    """v2 with a fill value of null: a chunk of which nothing is stored is missing, one without a channel is damaged."""
+    array = make("uint16", (*SHAPE, 2))
+    write_zarr(tmp_path, array.transpose(3, 2, 1, 0), 2, chunks=(1, *CHUNK[::-1]))
+    document = json.loads((tmp_path / ".zarray").read_text())
+    (tmp_path / ".zarray").write_text(json.dumps(document | {"fill_value": None}))
+    for name in ("0.0.0.0", "1.0.0.0", "1.2.2.2"):
+        (tmp_path / name).unlink()
+    _, found = read_all("zarr2", tmp_path)
+    expected = np.full(SHAPE, Status.OK)
+    expected[:8, :8, :4] = Status.MISSING_CHUNK
+    expected[16:, 16:, 8:] = Status.CORRUPT_CHUNK
+    np.testing.assert_array_equal(found.status.reshape(SHAPE), expected)
+    assert list(found.unread) == ["16-21_16-18_8-11"]
+
+
+@pytest.mark.parametrize("compression", [
+    {"type": "raw"}, {"type": "gzip"}, {"type": "gzip", "useZlib": True}, {"type": "bzip2"}, {"type": "xz"},
+    {"type": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, {"type": "zstd"},
+    {"type": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 2},
+], ids=str)
+def test_n5_in_every_compression(compression: Any, tmp_path: Path) -> None:
+    """Blocks of n5, those clipped at its end too, have their values; one that isn't stored is 0."""
+    array = make("int32")
+    array[8:16, :8, 4:8] = 0
+    write_n5(tmp_path, array, compression)
+    (tmp_path / "1/0/1").unlink(missing_ok=True)
+    check("n5", tmp_path, array)
+
+
+def test_n5_of_more_axes(tmp_path: Path) -> None:
+    """Named axes of n5 in another order, channels chunked apart, are kept apart."""
+    array = make("uint8", (*SHAPE, 3))
+    write_n5(tmp_path, array.transpose(3, 2, 0, 1), block=(2, 4, 8, 8), axes=["c", "z", "x", "y"])
+    check("n5", tmp_path, array)
+
+
+def multiscales(levels: list[tuple[Any, Any]], unit: str = "micrometer", **more: Any) -> list[Any]:
+    """Return OME's description of levels of (scale, translation or None), z, y, x."""
+    datasets = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": scale}] + (
+        [] if place is None else [{"type": "translation", "translation": place}])}
+        for i, (scale, place) in enumerate(levels)]
+    return [{"version": "0.4", "datasets": datasets,
+             "axes": [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"], **more}]
+
+
+def pyramid(array: Any, mips: int) -> list[Any]:
+    return [array[:: 2**mip, :: 2**mip, :: 2**mip] for mip in range(mips)]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("place", ["none", "first's", "centres"])
+@pytest.mark.parametrize("whole", [None, [{"type": "scale", "scale": [2, 1, 1]},
+                                          {"type": "translation", "translation": [0.16, 0, 0.008]}]])
+def test_levels_of_ome(version: int, place: str, whole: Any, tmp_path: Path) -> None:
+    """Of every level, its key, offset and units agree with what the product makes of scales and translations."""
+    levels = []
+    for mip in range(3):
+        size = [0.04 * 2**mip, 0.004 * 2**mip, 0.0172 * 2**mip]
+        begin = [0.08, 0.012, 0.0344] if place != "none" else [0, 0, 0]
+        centre = [b + (s - s / 2**mip) / 2 for b, s in zip(begin, size, strict=True)]
+        levels.append((size, {"none": None, "first's": begin, "centres": centre}[place]))
+    document = multiscales(levels)
+    if whole is not None:
+        document[0]["coordinateTransformations"] = whole
+        document[0]["coordinateTransformations"][1]["translation"][2] = 0.0172 * 3
+    import zarr
+
+    attributes = {"multiscales": document} if version == 2 else {"ome": {"version": "0.5", "multiscales": document}}
+    zarr.create_group(tmp_path, zarr_format=version, attributes=attributes)
+    for mip, level in enumerate(pyramid(make(), 3)):
+        write_zarr(tmp_path / f"s{mip}", level.T, version, chunks=CHUNK[::-1])
+    for mip, unit in itertools.product(range(3), (None, "nm", "8,8,40")):
+        scale = open_scale("zarr", tmp_path, mip, unit)
+        began = open_volume(f"zarr://file://{tmp_path}", mip=mip).scale
+        assert (scale.key, scale.voxel_offset, scale.size) == (f"s{mip}", began.voxel_offset, began.size)
+        expected = {None: [2**mip] * 3, "nm": began.resolution,
+                    "8,8,40": [r / s for r, s in zip(began.resolution, (8, 8, 40), strict=True)]}[unit]
+        np.testing.assert_allclose([float(1 / ratio) for ratio in scale.ratios], expected, rtol=1e-12)
+
+
+N5_GROUPS: list[tuple[Any, list[Any]]] = [
+    ({"scales": [[1, 1, 1], [2, 2, 4]], "pixelResolution": {"unit": "nm", "dimensions": [4, 4, 40]}}, [{}, {}]),
+    ({"downsamplingFactors": [[1, 1, 1], [2, 2, 4]], "resolution": [4, 4, 40]}, [{}, {}]),
+    ({"pixelResolution": {"unit": "um", "dimensions": [0.004, 0.004, 0.04]}}, [{}, {"downsamplingFactors": [2, 2, 4]}]),
+    ({"resolution": [0.004, 4, 40], "units": ["um", "nm", "nanometer"]}, [{}, {"downsamplingFactors": [2, 2, 4]}]),
+    (None, [{"pixelResolution": [4, 4, 40]}, {"pixelResolution": [4, 4, 40], "downsamplingFactors": [2, 2, 4]}]),
+    (None, [{"resolution": [4, 4, 40]}, {"resolution": [8, 8, 160]}]),
+    (None, [{}, {"downsamplingFactors": [2, 2, 2]}]),
+    ({"multiscales": [{"datasets": [{"path": "s0"}, {"path": "s1"}]}]},
+     [{"transform": {"axes": list("zyx"), "scale": [40, 4, 4], "translate": [400, 0, 8], "units": ["nm"] * 3}},
+      {"transform": {"axes": list("zyx"), "scale": [160, 8, 8], "translate": [460, 2, 10], "units": ["nm"] * 3}}]),
+]
+
+
+@pytest.mark.parametrize(("root", "own"), N5_GROUPS)
+def test_levels_of_n5(root: Any, own: Any, tmp_path: Path) -> None:
+    """However a group says how large voxels are, the audit and the product have the same units and places."""
+    described = {"dimensions": [50, 40, 30], "blockSize": [16, 16, 8], "dataType": "uint32",
+                 "compression": {"type": "gzip"}}
+    for name, document in [("", root), *((f"s{i}/", described | more) for i, more in enumerate(own))]:
+        if document is not None:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / f"{name}attributes.json").write_text(json.dumps(document))
+    for mip in (0, 1):
+        scale, began = open_scale("n5", tmp_path, mip, "nm"), open_volume(f"n5://file://{tmp_path}", mip=mip).scale
+        assert (scale.key, scale.voxel_offset, scale.size) == (began.key, began.voxel_offset, began.size)
+        assert [float(1 / ratio) for ratio in scale.ratios] == list(began.resolution)
+
+
+def altered(**changes: Any) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "array", "shape": [9, 9, 9], "data_type": "uint8", "fill_value": 0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3, 3, 3]}}, "codecs": ["bytes"],
+            "chunk_key_encoding": "default"} | changes
+
+
+@pytest.mark.parametrize("changes", [
+    {"codecs": ["bytes", "numcodecs.pickle"]},
+    {"codecs": ["bytes", {"name": "numcodecs.zfpy"}]},
+    {"codecs": ["vlen-utf8"]}, {"codecs": []},
+    {"codecs": [{"name": "numcodecs.delta", "configuration": {"dtype": "|O"}}, "bytes"]},
+    {"codecs": [{"name": "numcodecs.delta", "configuration": {"dtype": "\ud800"}}, "bytes"]},
+    {"codecs": [{"name": "numcodecs.delta", "configuration": {"dtype": [1]}}, "bytes"]},
+    {"codecs": ["bytes", {"name": "numcodecs.blosc", "configuration": {"cname": "snappy"}}]},
+    {"data_type": "complex64"}, {"more": 1},
+    {"chunk_grid": {"name": "rectilinear"}}, {"chunk_key_encoding": "fan"},
+    {"shape": [9, 9, 9, 9, 9, 9]}, {"dimension_names": list("xyq")},
+    {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**20] * 3}}},
+    {"shape": [9, 9, 0]}, {"shape": None}, {"data_type": 3}, {"fill_value": None}, {"chunk_grid": []},
+    {"codecs": [{"name": "transpose", "configuration": {"order": [0, 1, 3]}}, "bytes"]},
+])
+def test_what_it_does_not_know(changes: dict[str, Any], tmp_path: Path) -> None:
+    """What this reading doesn't know, or can't follow, is said, not guessed."""
+    (tmp_path / "zarr.json").write_text(json.dumps(altered(**changes)))
+    with pytest.raises(UnsupportedError):
+        open_scale("zarr3", tmp_path).explain()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00", b"garbage" * 9, None])
+@pytest.mark.parametrize("kind", ["zarr2", "zarr3", "shards", "n5"])
+def test_a_damaged_chunk_costs_its_own_points(kind: str, content: bytes | None, tmp_path: Path) -> None:
+    """An empty, broken or truncated object gives no label, named by its box; the others' are right."""
+    array = make("uint32")
+    if kind == "n5":
+        write_n5(tmp_path, array)
+    elif kind == "shards":
+        write_shards(tmp_path, array, CHUNK, CHUNK)
+    else:
+        write_zarr(tmp_path, array.T, int(kind[-1]), chunks=CHUNK[::-1])
+    path = tmp_path / {"zarr2": "1.1.1", "n5": "1/1/1"}.get(kind, "c/1/1/1")
+    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
+    _, found = read_all("zarr3" if kind == "shards" else kind, tmp_path)
+    damaged = np.zeros(SHAPE, np.bool_)
+    damaged[8:16, 8:16, 4:8] = True
+    np.testing.assert_array_equal(found.status.reshape(SHAPE), np.where(damaged, Status.CORRUPT_CHUNK, Status.OK))
+    np.testing.assert_array_equal(found.labels.reshape(SHAPE)[~damaged], array[~damaged])
+    assert list(found.unread) == ["8-16_8-16_4-8"]
