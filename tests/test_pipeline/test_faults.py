@@ -173,7 +173,7 @@ def test_a_corrupt_chunk(encoding: str, cli: Any, other_cli: Any, points: Path, 
             assert outcome.code not in (0, None)
             assert "Traceback" not in outcome.err
             assert f"chunk 16-32_16-32_0-16 of {store.url}/4_4_40: " in outcome.err
-            assert f"1 corrupt chunks left {inside.sum()} points without a label" in outcome.err
+            assert f"1 corrupt chunk left {inside.sum()} points without a label" in outcome.err
             table = pq.read_table(cli.result)
             assert table["label"].to_pylist() == expected.tolist()
             assert table["status"].to_pylist() == ["corrupt_chunk" if bad else "ok" for bad in inside]

@@ -140,7 +140,7 @@ def test_a_chunk_that_is_corrupt(world: World, cli: Any, other_cli: Any) -> None
     outcome = cli.run(**command)
     assert outcome.code != 0
     assert "Traceback" not in outcome.err
-    assert f"1 corrupt chunks left {inside.sum()} points without a label" in outcome.err
+    assert f"1 corrupt chunk left {inside.sum()} points without a label" in outcome.err
     result = cli.run_folder / "result-20200913T122640.000Z.parquet"
     table = pq.read_table(result)
     assert table["status"].to_pylist() == ["corrupt_chunk" if bad else "ok" for bad in inside]
