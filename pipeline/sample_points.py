@@ -40,8 +40,9 @@ class SamplePoints(OutputTask):
         manifest = read_merged(self.result())
         if manifest is not None and (corrupt := manifest.facts["corrupt"]):
             points = manifest.facts["status"].get("corrupt_chunk", 0)
+            chunks = "chunk" if len(corrupt) == 1 else "chunks"
             raise CorruptDataError(
-                f"{len(corrupt)} corrupt {'chunk' if len(corrupt) == 1 else 'chunks'} left {points:,} points without a label (status corrupt_chunk) in "
+                f"{len(corrupt)} corrupt {chunks} left {points:,} points without a label (status corrupt_chunk) in "
                 f"{manifest.facts['output']}; the first is {min(corrupt)}. The same command tries just these again"
             )
 
