@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,12 @@ import pytest
 
 from voxelprobe.audit.places import AuditableScale, find_place
 from voxelprobe.audit.reading import AuditedPoints, read_places
-from voxelprobe.audit.volumes import read_any_scale
 from voxelprobe.errors import UnsupportedError
 from voxelprobe.locations import parse_location
 from voxelprobe.opening import open_volume
 from voxelprobe.records import Status
+from voxelprobe.testing.audited_scales import open_scale
+from voxelprobe.testing.zarr_volumes import make_v2_options, make_v3_options, write_shards, write_zarr
 from voxelprobe.transport.sources import open_source
 
 SHAPE, CHUNK = (21, 18, 11), (8, 8, 4)  # x, y, z; clipped along each axis
@@ -38,26 +37,6 @@ def make(dtype: str = "uint64", shape: tuple[int, ...] = SHAPE) -> Any:
     return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
 
 
-def write_zarr(path: Path, array: Any, version: int, **options: Any) -> None:
-    """Write an array as it is, in the order of its axes, by zarr-python."""
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of codecs beyond the specification
-        stored = zarr.create_array(path, shape=array.shape, zarr_format=version, **({"dtype": array.dtype} | options))
-        stored[...] = array
-
-
-def write_shards(path: Path, array: Any, chunk: Any, shard: Any, *, location: str = "end", checksum: bool = True,
-                 **options: Any) -> None:
-    """Write an array (x, y, z[, c]) in shards, axes [c, ]z, y, x."""
-    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
-
-    codec = ShardingCodec(chunk_shape=tuple(chunk)[::-1], codecs=options.pop("codecs", [BytesCodec(), ZstdCodec()]),
-                          index_location=location, index_codecs=[BytesCodec(), *([Crc32cCodec()] if checksum else [])])
-    write_zarr(path, array.T, 3, chunks=tuple(shard)[::-1], serializer=codec, compressors=None, **options)
-
-
 def write_n5(path: Path, array: Any, compression: Any = None, block: Any = CHUNK, **more: Any) -> None:
     """Write an array (x, y, z[, …]) by TensorStore."""
     import tensorstore
@@ -67,15 +46,6 @@ def write_n5(path: Path, array: Any, compression: Any = None, block: Any = CHUNK
     store = tensorstore.open({"driver": "n5", "kvstore": {"driver": "file", "path": f"{path}/"}, "metadata": metadata},
                              create=True).result()
     store.write(array).result()
-
-
-def open_scale(kind: str, folder: Path, mip: int = 0, unit: str | None = None) -> AuditableScale:
-    """Return a scale of the documents in a folder."""
-    def read_json(name: str) -> Any:
-        path = folder / name
-        return json.loads(path.read_bytes()) if path.exists() else None
-
-    return read_any_scale(kind, read_json, mip, unit, "here")
 
 
 def read_all(kind: str, folder: Path) -> tuple[AuditableScale, AuditedPoints]:
@@ -119,15 +89,6 @@ def test_every_dtype(kind: str, dtype: str, tmp_path: Path) -> None:
     check(kind, tmp_path, array)
 
 
-V2_CODECS = {
-    "zlib": ("Zlib", ()), "gzip": ("GZip", ()), "bz2": ("BZ2", ()), "lzma": ("LZMA", ()), "lz4": ("LZ4", ()),
-    "zstd": ("Zstd", ()), "blosc": ("Blosc", ("zstd", 5, 2)), "blosc lz4": ("Blosc", ("lz4", 5, 1)),
-    "lzma alone": ("LZMA", (2,)), "shuffle": ("Shuffle", (8,)), "delta": ("Delta", ("<u8",)), "crc32": ("CRC32", ()),
-    "adler32": ("Adler32", ()), "fletcher32": ("Fletcher32", ()),
-    "offset": ("FixedScaleOffset", (0, 1, "<u8", "<u8")), "astype": ("AsType", ("<f8", "<u8")),
-}
-
-
 @pytest.mark.parametrize("options", [
     {"order": "F"}, {"dtype": ">u8"}, {"dtype": ">u8", "order": "F"},
     {"chunk_key_encoding": {"name": "v2", "separator": "/"}}, {"compressors": None},
@@ -138,42 +99,9 @@ V2_CODECS = {
 ], ids=str)
 def test_version_2_in_every_form(options: dict[str, Any], tmp_path: Path) -> None:
     """Orders, byte orders, separators, compressors and filters of v2 are undone."""
-    import numcodecs
-
     array = make() % np.uint64(2**50)  # which float64 holds
-    for name in ("compressors", "filters"):
-        if options.get(name) is not None:
-            codec, arguments = V2_CODECS[options[name]]
-            made = getattr(numcodecs, codec)(*arguments)
-            options = options | {name: [made] if name == "filters" else made}
-    write_zarr(tmp_path, array.T, 2, chunks=CHUNK[::-1], **options)
+    write_zarr(tmp_path, array.T, 2, chunks=CHUNK[::-1], **make_v2_options(options))
     check("zarr2", tmp_path, array)
-
-
-def v3_options(name: str) -> dict[str, Any]:
-    from zarr import codecs
-
-    numcodecs = codecs.numcodecs
-    options: dict[str, Any] = {
-        "transpose": {"filters": [codecs.TransposeCodec(order=(2, 0, 1))]},
-        "transposes": {"filters": [codecs.TransposeCodec(order=(2, 0, 1)), codecs.TransposeCodec(order=(1, 0, 2))]},
-        "big": {"serializer": codecs.BytesCodec(endian="big")},
-        "dots": {"chunk_key_encoding": {"name": "default", "separator": "."}},
-        "v2 names": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
-        "v2 slashes": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
-        "none": {"compressors": None},
-        "gzip": {"compressors": [codecs.GzipCodec()]},
-        "zstd": {"compressors": [codecs.ZstdCodec(level=3, checksum=True)]},
-        "blosc": {"compressors": [codecs.BloscCodec(cname="zstd", shuffle="bitshuffle")]},
-        "crc32c": {"compressors": [codecs.GzipCodec(), codecs.Crc32cCodec()]},
-        "zlib": {"compressors": [numcodecs.Zlib(level=2)]},
-        "shuffle": {"compressors": [numcodecs.Shuffle(elementsize=8), numcodecs.LZMA()]},
-        "delta": {"filters": [numcodecs.Delta(dtype="<u8")], "compressors": [numcodecs.BZ2()]},
-        "delta transposed": {"filters": [codecs.TransposeCodec(order=(2, 0, 1)), numcodecs.Delta(dtype="<u8")]},
-        "all": {"filters": [codecs.TransposeCodec(order=(1, 2, 0))], "serializer": codecs.BytesCodec(endian="big"),
-                "compressors": [codecs.BloscCodec(cname="lz4"), codecs.Crc32cCodec()]},
-    }
-    return dict(options[name])
 
 
 @pytest.mark.parametrize("name", [
@@ -183,7 +111,7 @@ def v3_options(name: str) -> dict[str, Any]:
 def test_version_3_in_every_form(name: str, tmp_path: Path) -> None:
     """Transpositions, byte orders, names, compressors, filters and checksums of v3 are undone."""
     array = make()
-    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1], **v3_options(name))
+    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1], **make_v3_options(name))
     check("zarr3", tmp_path, array)
 
 
@@ -297,79 +225,6 @@ def test_n5_of_more_axes(tmp_path: Path) -> None:
     array = make("uint8", (*SHAPE, 3))
     write_n5(tmp_path, array.transpose(3, 2, 0, 1), block=(2, 4, 8, 8), axes=["c", "z", "x", "y"])
     check("n5", tmp_path, array)
-
-
-def multiscales(levels: list[tuple[Any, Any]], unit: str = "micrometer", **more: Any) -> list[Any]:
-    """Return OME's description of levels of (scale, translation or None), z, y, x."""
-    datasets = [{"path": f"s{i}", "coordinateTransformations": [{"type": "scale", "scale": scale}] + (
-        [] if place is None else [{"type": "translation", "translation": place}])}
-        for i, (scale, place) in enumerate(levels)]
-    return [{"version": "0.4", "datasets": datasets,
-             "axes": [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"], **more}]
-
-
-def pyramid(array: Any, mips: int) -> list[Any]:
-    return [array[:: 2**mip, :: 2**mip, :: 2**mip] for mip in range(mips)]
-
-
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.parametrize("place", ["none", "first's", "centres"])
-@pytest.mark.parametrize("whole", [None, [{"type": "scale", "scale": [2, 1, 1]},
-                                          {"type": "translation", "translation": [0.16, 0, 0.008]}]])
-def test_levels_of_ome(version: int, place: str, whole: Any, tmp_path: Path) -> None:
-    """Of every level, its key, offset and units agree with what the product makes of scales and translations."""
-    levels = []
-    for mip in range(3):
-        size = [0.04 * 2**mip, 0.004 * 2**mip, 0.0172 * 2**mip]
-        begin = [0.08, 0.012, 0.0344] if place != "none" else [0, 0, 0]
-        centre = [b + (s - s / 2**mip) / 2 for b, s in zip(begin, size, strict=True)]
-        levels.append((size, {"none": None, "first's": begin, "centres": centre}[place]))
-    document = multiscales(levels)
-    if whole is not None:
-        document[0]["coordinateTransformations"] = whole
-        document[0]["coordinateTransformations"][1]["translation"][2] = 0.0172 * 3
-    import zarr
-
-    attributes = {"multiscales": document} if version == 2 else {"ome": {"version": "0.5", "multiscales": document}}
-    zarr.create_group(tmp_path, zarr_format=version, attributes=attributes)
-    for mip, level in enumerate(pyramid(make(), 3)):
-        write_zarr(tmp_path / f"s{mip}", level.T, version, chunks=CHUNK[::-1])
-    for mip, unit in itertools.product(range(3), (None, "nm", "8,8,40")):
-        scale = open_scale("zarr", tmp_path, mip, unit)
-        began = open_volume(f"zarr://file://{tmp_path}", mip=mip).scale
-        assert (scale.key, scale.voxel_offset, scale.size) == (f"s{mip}", began.voxel_offset, began.size)
-        expected = {None: [2**mip] * 3, "nm": began.resolution,
-                    "8,8,40": [r / s for r, s in zip(began.resolution, (8, 8, 40), strict=True)]}[unit]
-        np.testing.assert_allclose([float(1 / ratio) for ratio in scale.ratios], expected, rtol=1e-12)
-
-
-N5_GROUPS: list[tuple[Any, list[Any]]] = [
-    ({"scales": [[1, 1, 1], [2, 2, 4]], "pixelResolution": {"unit": "nm", "dimensions": [4, 4, 40]}}, [{}, {}]),
-    ({"downsamplingFactors": [[1, 1, 1], [2, 2, 4]], "resolution": [4, 4, 40]}, [{}, {}]),
-    ({"pixelResolution": {"unit": "um", "dimensions": [0.004, 0.004, 0.04]}}, [{}, {"downsamplingFactors": [2, 2, 4]}]),
-    ({"resolution": [0.004, 4, 40], "units": ["um", "nm", "nanometer"]}, [{}, {"downsamplingFactors": [2, 2, 4]}]),
-    (None, [{"pixelResolution": [4, 4, 40]}, {"pixelResolution": [4, 4, 40], "downsamplingFactors": [2, 2, 4]}]),
-    (None, [{"resolution": [4, 4, 40]}, {"resolution": [8, 8, 160]}]),
-    (None, [{}, {"downsamplingFactors": [2, 2, 2]}]),
-    ({"multiscales": [{"datasets": [{"path": "s0"}, {"path": "s1"}]}]},
-     [{"transform": {"axes": list("zyx"), "scale": [40, 4, 4], "translate": [400, 0, 8], "units": ["nm"] * 3}},
-      {"transform": {"axes": list("zyx"), "scale": [160, 8, 8], "translate": [460, 2, 10], "units": ["nm"] * 3}}]),
-]
-
-
-@pytest.mark.parametrize(("root", "own"), N5_GROUPS)
-def test_levels_of_n5(root: Any, own: Any, tmp_path: Path) -> None:
-    """However a group says how large voxels are, the audit and the product have the same units and places."""
-    described = {"dimensions": [50, 40, 30], "blockSize": [16, 16, 8], "dataType": "uint32",
-                 "compression": {"type": "gzip"}}
-    for name, document in [("", root), *((f"s{i}/", described | more) for i, more in enumerate(own))]:
-        if document is not None:
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / f"{name}attributes.json").write_text(json.dumps(document))
-    for mip in (0, 1):
-        scale, began = open_scale("n5", tmp_path, mip, "nm"), open_volume(f"n5://file://{tmp_path}", mip=mip).scale
-        assert (scale.key, scale.voxel_offset, scale.size) == (began.key, began.voxel_offset, began.size)
-        assert [float(1 / ratio) for ratio in scale.ratios] == list(began.resolution)
 
 
 def altered(**changes: Any) -> dict[str, Any]:

@@ -7,26 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from voxelprobe.errors import AuditError, InputError
-from voxelprobe.records import PLACE, POINT, read_columns, write_columns
+from voxelprobe.errors import InputError
 from voxelprobe.run.audit import audit_run
-from voxelprobe.run.audit_check import MISMATCHES
 from voxelprobe.run.audit_sample import parse_audit
-from voxelprobe.run.blocks import BlockFile, write_blocks
-from voxelprobe.run.groups import decode_group, fetch_group
-from voxelprobe.run.manifests import seal
-from voxelprobe.run.merge import merge_run
-from voxelprobe.run.plan import plan_run, read_jobs, read_plan
-from voxelprobe.run.progress import ProgressBoard
+from voxelprobe.run.plan import plan_run
 from voxelprobe.run.report import format_report
-from voxelprobe.run.result import open_result
-from voxelprobe.run.spec import Run, RunSettings, open_run
+from voxelprobe.testing.audited_runs import CHUNK, SHAPE, Audited, tabulate
+from voxelprobe.testing.zarr_volumes import write_zarr
 
-SHAPE, CHUNK, SHARD = (40, 24, 18), (8, 8, 8), (16, 16, 16)
+SHARD = (16, 16, 16)
 KINDS = ["zarr2", "zarr3", "shards", "n5"]
 
 
@@ -44,11 +36,8 @@ def write(kind: str, folder: Path, array: Any) -> str:
         spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{folder}/"}, "metadata": metadata}
         tensorstore.open(spec, create=True).result().write(array).result()
         return f"n5://file://{folder}"
-    import zarr
-
-    stored = zarr.create_array(folder, shape=array.T.shape, dtype=array.dtype, zarr_format=2 if kind == "zarr2" else 3,
-                               chunks=CHUNK[::-1], shards=SHARD[::-1] if kind == "shards" else None)
-    stored[...] = array.T
+    write_zarr(folder, array.T, 2 if kind == "zarr2" else 3, chunks=CHUNK[::-1],
+               shards=SHARD[::-1] if kind == "shards" else None)
     return f"zarr://file://{folder}"
 
 
@@ -57,53 +46,9 @@ def object_of(kind: str, x: int, y: int, z: int) -> str:
     return {"zarr2": f"{z}.{y}.{x}", "n5": f"{x}/{y}/{z}"}.get(kind, f"c/{z}/{y}/{x}")
 
 
-class Audited:
-    """A run of its stages in this process, with a step between any two of them."""
-
-    def __init__(self, folder: Path, cloudpath: str, points: Any = None, **settings: Any) -> None:
-        self.points = np.random.default_rng(5).integers(-2, SHAPE, (400, 3)) if points is None else points
-        path = folder / "points.parquet"
-        pq.write_table(pa.table({axis: self.points[:, i] for i, axis in enumerate("xyz")}), path)
-        facts = {"mip": "0", "coord_resolution": None, "point_columns": "x,y,z", "missing_chunks": "null"} | settings
-        self.settings = RunSettings(cloudpath, str(path), str(folder / "ws"), **facts)
-        self.board = ProgressBoard(folder / "board", "e")
-
-    @property
-    def run(self) -> Run:
-        """The run, opened anew."""
-        return open_run(self.settings)
-
-    def plan(self) -> list[int]:
-        """Plan; return the numbers of the groups."""
-        plan_run(self.run, self.board)
-        plan = read_plan(self.run)
-        assert plan is not None
-        return list(range(plan.facts["groups"]))
-
-    def label(self) -> None:
-        """Plan, fetch and decode."""
-        for group in self.plan():
-            cache = self.run.cache(None, 1 << 30)
-            fetch_group(self.run, group, cache, threads=4, board=self.board)
-            decode_group(self.run, group, cache, threads=4, board=self.board, execution="e")
-
-    def merge(self) -> dict[str, Any]:
-        """Audit and merge; return what the report says of the audit."""
-        audit_run(self.run, parse_audit("all"), threads=4)
-        result = open_result(self.run, "", None)
-        merge_run(result, board=self.board, execution="e", audit=parse_audit("all"), threads=4)
-        return dict(json.loads(self.run.folder.path("report.json").read_text())["audit"])
-
-    def refuse(self) -> tuple[str, list[dict[str, Any]]]:
-        """Return the error of an audit that finds something, and what it lists; nothing is published."""
-        with pytest.raises(AuditError) as caught:
-            self.merge()
-        assert not Path(open_result(self.run, "", None).url).exists()
-        return str(caught.value), json.loads(self.run.folder.path(MISMATCHES).read_text())["mismatches"]
-
-    def write_marker(self, name: str, document: dict[str, Any]) -> None:
-        """Write a marker whose seal is whole."""
-        self.run.folder.path(name).write_text(json.dumps(seal(document)))
+def audit_of(folder: Path, cloudpath: str) -> Audited:
+    """Return a run over points in and before a volume that begins at 0."""
+    return Audited(folder, cloudpath=cloudpath, offset=(0, 0, 0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,16 +56,16 @@ def test_sound_runs_pass(kind: str, tmp_path: Path) -> None:
     """Of every kind, with chunks that aren't stored and points outside, all points agree, and the way is named."""
     array = noise()
     array[8:16, 8:16, 8:16] = array[:16, :16, :16] = 0
-    audited = Audited(tmp_path, write(kind, tmp_path / "seg", array))
+    audited = audit_of(tmp_path, write(kind, tmp_path / "seg", array))
     assert not (tmp_path / "seg" / object_of(kind, 0, 0, 0)).exists()
     audited.label()
     audit = audited.merge()
     assert (audit["points"], audit["compared"], audit["mismatches"], audit["unread"]) == (400, 400, 0, 0)
     assert audit["not_audited"] == ""
     assert f"read again by {audit['way']}, 0 differ" in format_report(audited.run)
-    labels = pq.read_table(open_result(audited.run, "", None).url)["label"].to_pylist()
-    inside = ((audited.points >= 0) & (audited.points < SHAPE)).all(axis=1)
-    expected = [int(array[tuple(p)]) if ok else None for p, ok in zip(audited.points, inside, strict=True)]
+    labels = pq.read_table(audited.result.url)["label"].to_pylist()
+    inside = ((audited.voxels >= 0) & (audited.voxels < SHAPE)).all(axis=1)
+    expected = [int(array[tuple(p)]) if ok else None for p, ok in zip(audited.voxels, inside, strict=True)]
     assert labels == expected
 
 
@@ -145,10 +90,11 @@ def test_units_and_levels(unit: str | None, mip: str, values: str, tmp_path: Pat
                                      None: (4, 4, 40)}[unit]
     points = (np.random.default_rng(1).random((300, 3)) * SHAPE + [4, -7, 3]) * factor
     points = points.astype(np.int64) if values == "whole" else points
-    audited = Audited(tmp_path, f"zarr3://file://{tmp_path}/seg", points, coord_resolution=unit, mip=mip)
+    audited = Audited(tmp_path, points=tabulate(points), cloudpath=f"zarr3://file://{tmp_path}/seg", mip=mip,
+                      coord_resolution=unit)
     audited.label()
     assert audited.merge()["compared"] == 300
-    assert pq.read_table(open_result(audited.run, "", None).url)["label"].null_count < 60
+    assert pq.read_table(audited.result.url)["label"].null_count < 60
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,16 +103,16 @@ def test_altered_bytes(kind: str, tmp_path: Path) -> None:
     array = noise()
     other = array.copy()
     other[16:24, 8:16, :8] += np.uint64(1)
-    audited = Audited(tmp_path, write(kind, tmp_path / "seg", other))
+    audited = audit_of(tmp_path, write(kind, tmp_path / "seg", other))
     audited.label()
     write(kind, tmp_path / "new", array)
     name = object_of(kind, 1, 0, 0) if kind == "shards" else object_of(kind, 2, 1, 0)
     (tmp_path / "seg" / name).write_bytes((tmp_path / "new" / name).read_bytes())
     message, listed = audited.refuse()
-    touched = np.flatnonzero((audited.points // CHUNK == (2, 1, 0)).all(axis=1))
+    touched = np.flatnonzero((audited.voxels // CHUNK == (2, 1, 0)).all(axis=1))
     assert [entry["row"] for entry in listed] == touched.tolist()
     assert {entry["chunk"] for entry in listed} == {"16-24_8-16_0-8"}
-    label = int(array[tuple(audited.points[touched[0]])])
+    label = int(array[tuple(audited.voxels[touched[0]])])
     assert f"row {touched[0]}, chunk 16-24_8-16_0-8 of {audited.run.volume.url}" in message
     assert f"would have ok {label + 1}, found ok {label}" in message
 
@@ -174,33 +120,19 @@ def test_altered_bytes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_altered_label(kind: str, tmp_path: Path) -> None:
     """A label changed in the run's folder, marker and all, is found."""
-    audited = Audited(tmp_path, write(kind, tmp_path / "seg", noise()))
+    audited = audit_of(tmp_path, write(kind, tmp_path / "seg", noise()))
     audited.label()
-    folder, name = audited.run.folder, "labels/group-000"
-    marker = json.loads(folder.path(f"{name}.json").read_text())
-    jobs = read_jobs(audited.run, 0)
-    file = BlockFile.of_facts(folder.path(f"{name}.parquet"), marker["facts"])
-    status, labels = (column.copy() for column in file.read_points(jobs.points, "status", "label"))
-    labels[3] += 1
-    marker["facts"] |= write_blocks(file.path, jobs.points, {"status": status, "label": labels}, "label",
-                                    labels[status == 0], size=marker["facts"]["block_size"])
-    marker["files"] = {f"{name}.parquet": file.path.stat().st_size}
-    audited.write_marker(f"{name}.json", marker)
+    point = audited.alter_label()
     _, listed = audited.refuse()
-    assert [entry["row"] for entry in listed] == [int(jobs.points[3])]
+    assert [entry["row"] for entry in listed] == [point]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_places_of_another_unit(kind: str, tmp_path: Path) -> None:
     """A plan with points at places as of another unit gives labels that exist, and is found."""
-    audited = Audited(tmp_path, write(kind, tmp_path / "seg", noise()))
-    for group in audited.plan():
-        path = audited.run.folder.path(f"plan/points-{group:03d}.parquet")
-        points, places = read_columns(path, POINT, PLACE)
-        write_columns(path, {POINT: points, PLACE: (places // 2).astype(np.uint32)})
-        document = json.loads(audited.run.folder.path("plan/manifest.json").read_text())
-        document["files"][f"plan/{path.name}"] = path.stat().st_size
-        audited.write_marker("plan/manifest.json", document)
+    audited = audit_of(tmp_path, write(kind, tmp_path / "seg", noise()))
+    audited.plan()
+    audited.halve_places()
     audited.label()
     _, listed = audited.refuse()
     assert len(listed) > 100
@@ -209,13 +141,13 @@ def test_places_of_another_unit(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_corrupt_chunks_are_not_compared(kind: str, tmp_path: Path) -> None:
     """An object that neither way can read is no difference; its chunks are counted."""
-    audited = Audited(tmp_path, write(kind, tmp_path / "seg", noise()))
+    audited = audit_of(tmp_path, write(kind, tmp_path / "seg", noise()))
     (tmp_path / "seg" / object_of(kind, 0, 0, 0)).write_bytes(b"short")
     audited.label()
     audit = audited.merge()
     assert audit["unread"] == (8 if kind == "shards" else 1)
     assert 0 < audit["compared"] < 400
-    words = pq.read_table(open_result(audited.run, "", None).url)["status"].to_pylist()
+    words = pq.read_table(audited.result.url)["status"].to_pylist()
     assert words.count("corrupt_chunk") == 400 - audit["compared"]
 
 
@@ -229,7 +161,7 @@ def change_zarr(document: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("number", range(7))
 def test_metadata_that_changed_since(number: int, tmp_path: Path) -> None:
     """Metadata of another array when they are read again end the audit, or have it say what it doesn't know."""
-    audited = Audited(tmp_path, write("zarr3", tmp_path / "seg", noise()))
+    audited = audit_of(tmp_path, write("zarr3", tmp_path / "seg", noise()))
     run = audited.run
     plan_run(run, audited.board)
     path = tmp_path / "seg/zarr.json"
@@ -254,7 +186,7 @@ def test_levels_that_lead_elsewhere_since(path: str, tmp_path: Path) -> None:
         write("n5", tmp_path / name, noise())
     root = tmp_path / "seg/attributes.json"
     root.write_text(json.dumps(levels))
-    audited = Audited(tmp_path, f"n5://file://{tmp_path}/seg")
+    audited = audit_of(tmp_path, f"n5://file://{tmp_path}/seg")
     run = audited.run
     plan_run(run, audited.board)
     levels["multiscales"][0]["datasets"][0]["path"] = path

@@ -20,6 +20,7 @@ from voxelprobe.opening import open_volume
 from voxelprobe.planning import order_by_chunk
 from voxelprobe.sharding.boxes import BoxSharding, parse_box_index
 from voxelprobe.testing.http_store import HttpStore
+from voxelprobe.testing.zarr_volumes import write_shards
 from voxelprobe.volume.grid import MAX_BLOCK_EDGE, MAX_CHUNKS_OF_SHARD_REGION, Regions
 from voxelprobe.volume.names import GridNames
 from voxelprobe.volume.scale import Scale
@@ -29,18 +30,9 @@ NONE = 2**64 - 1
 pytestmark = [pytest.mark.usefixtures("quick_retries"), pytest.mark.filterwarnings("ignore:Numcodecs")]
 
 
-def write(path: Path, array: Any, *, chunk: Any = CHUNK, shard: Any = SHARD, location: str = "end",
-          checksum: bool = True, **options: Any) -> None:
+def write(path: Path, array: Any, *, chunk: Any = CHUNK, shard: Any = SHARD, **options: Any) -> None:
     """Write an array (x, y, z[, c]) in shards by zarr-python, axes [c, ]z, y, x."""
-    import zarr
-    from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
-
-    inner = options.pop("codecs", [BytesCodec(), ZstdCodec()])
-    codec = ShardingCodec(chunk_shape=tuple(chunk)[::-1], codecs=inner, index_location=location,
-                          index_codecs=[BytesCodec(), *([Crc32cCodec()] if checksum else [])])
-    stored = zarr.create_array(path, shape=array.T.shape, chunks=tuple(shard)[::-1], dtype=array.dtype, zarr_format=3,
-                               serializer=codec, compressors=None, **options)
-    stored[...] = array.T
+    write_shards(path, array, chunk, shard, **options)
 
 
 def noise(shape: Any = SHAPE, dtype: str = "uint64") -> Any:

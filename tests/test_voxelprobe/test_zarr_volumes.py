@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from voxelprobe import CorruptDataError, InputError, sample_points
 from voxelprobe.opening import open_volume
 from voxelprobe.testing.http_store import HttpStore
+from voxelprobe.testing.zarr_volumes import make_v2_options, make_v3_options, write_zarr
 
 SHAPE, CHUNK = (45, 40, 21), (16, 16, 8)  # x, y, z; chunks clipped along each axis
 DTYPES = ["bool", *(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)), "float32", "float64"]
@@ -34,17 +34,6 @@ def make(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
         array = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
     array[:16, :16, :8] = 0
     return array
-
-
-def write_zarr(path: Path, array: np.ndarray[Any, Any], version: int, **options: Any) -> Any:
-    """Write an array as it is, in the order of its axes, by zarr-python."""
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of codecs beyond the specification
-        stored = zarr.create_array(path, shape=array.shape, zarr_format=version, **({"dtype": array.dtype} | options))
-        stored[...] = array
-    return stored
 
 
 def write_tensorstore(path: Path, array: np.ndarray[Any, Any], driver: str, metadata: dict[str, Any]) -> None:
@@ -93,43 +82,9 @@ def test_every_dtype(tmp_path: Path, version: int, dtype: str) -> None:
 ], ids=str)
 def test_version_2_in_every_form(tmp_path: Path, options: dict[str, Any]) -> None:
     """Orders, byte orders, separators, compressors and filters of v2 are undone."""
-    import numcodecs
-
-    codecs: dict[str, Any] = {
-        "zlib": numcodecs.Zlib(), "gzip": numcodecs.GZip(), "bz2": numcodecs.BZ2(), "lzma": numcodecs.LZMA(),
-        "lz4": numcodecs.LZ4(), "zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc("zstd", shuffle=2),
-        "shuffle": numcodecs.Shuffle(8), "delta": numcodecs.Delta("<u8"), "crc32": numcodecs.CRC32(),
-    }
     array = make("uint64")
-    options = {name: codecs.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
-    if "filters" in options:
-        options["filters"] = [options["filters"]]
-    write_zarr(tmp_path, array.T, 2, chunks=CHUNK[::-1], **options)
+    write_zarr(tmp_path, array.T, 2, chunks=CHUNK[::-1], **make_v2_options(options))
     check(f"zarr2://file://{tmp_path}", array)
-
-
-def v3_codecs() -> dict[str, dict[str, Any]]:
-    from zarr import codecs
-
-    numcodecs = codecs.numcodecs
-    return {
-        "transpose": {"filters": [codecs.TransposeCodec(order=(2, 0, 1))]},
-        "transposes": {"filters": [codecs.TransposeCodec(order=(2, 0, 1)), codecs.TransposeCodec(order=(1, 0, 2))]},
-        "big": {"serializer": codecs.BytesCodec(endian="big")},
-        "dots": {"chunk_key_encoding": {"name": "default", "separator": "."}},
-        "v2 names": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
-        "v2 slashes": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
-        "none": {"compressors": None},
-        "gzip": {"compressors": [codecs.GzipCodec()]},
-        "zstd": {"compressors": [codecs.ZstdCodec(level=3, checksum=True)]},
-        "blosc": {"compressors": [codecs.BloscCodec(cname="zstd", shuffle="bitshuffle")]},
-        "crc32c": {"compressors": [codecs.GzipCodec(), codecs.Crc32cCodec()]},
-        "zlib": {"compressors": [numcodecs.Zlib(level=2)]},
-        "shuffle": {"compressors": [numcodecs.Shuffle(elementsize=8), numcodecs.LZMA()]},
-        "delta": {"filters": [numcodecs.Delta(dtype="<u8")], "compressors": [numcodecs.BZ2()]},
-        "all": {"filters": [codecs.TransposeCodec(order=(1, 2, 0))], "serializer": codecs.BytesCodec(endian="big"),
-                "compressors": [codecs.BloscCodec(cname="lz4"), codecs.Crc32cCodec()]},
-    }
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not")
@@ -140,7 +95,7 @@ def v3_codecs() -> dict[str, dict[str, Any]]:
 def test_version_3_in_every_form(tmp_path: Path, name: str) -> None:
     """Transpositions, byte orders, names, compressors and checksums of v3 are undone."""
     array = make("uint64")
-    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1], **v3_codecs()[name])
+    write_zarr(tmp_path, array.T, 3, chunks=CHUNK[::-1], **make_v3_options(name))
     check(f"zarr3://file://{tmp_path}", array)
 
 
