@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from fractions import Fraction
@@ -28,6 +29,8 @@ from voxelprobe.records import Status
 from voxelprobe.sharding.hashing import hash_codes, morton_codes
 from voxelprobe.testing.encoders import encode_chunk
 from voxelprobe.testing.encoding_floats import encode_zfpc
+from voxelprobe.testing.faults import Fault
+from voxelprobe.testing.http_store import HttpStore, Request
 from voxelprobe.testing.volumes import SUFFIXES, compress_bytes, write_volume
 from voxelprobe.transport.sources import open_source
 
@@ -93,6 +96,33 @@ def test_chunks_that_end_the_process(tmp_path: Path) -> None:
     bad[:8, :8, :4] = bad[8:16, 8:, 4:8] = True
     np.testing.assert_array_equal(status, np.where(bad, Status.CORRUPT_CHUNK, Status.OK))
     np.testing.assert_array_equal(labels[~bad], array[~bad])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+@pytest.mark.parametrize("sharding", [None, SHARDINGS["murmur, gzip"]], ids=["files", "shards"])
+def test_chunks_that_are_damaged_on_the_way(sharding: Any, kind: Any, tmp_path: Path) -> None:
+    """What can't be read is fetched again, indices of shards too: a server that garbles answers costs time alone."""
+    array = np.random.default_rng(0).integers(0, 2**60, SHAPE, np.uint64)
+    info = write_volume(tmp_path, array, chunk_size=CHUNK, sharding=sharding, compress=None if sharding else "gzip")
+    scale = scale_of(info)
+    places = [find_place(scale, point) for point in np.ndindex(*SHAPE)]
+    asked = Counter[tuple[str, str]]()
+
+    def garble(request: Request) -> Fault | None:
+        asked[request.path, request.range or ""] += 1
+        # A chunk of a shard takes three answers, one after the other.
+        return Fault(kind) if asked[request.path, request.range or ""] <= (1 if sharding else 3) else None
+
+    with HttpStore(tmp_path, fault_for=garble) as store, \
+            closing(open_source(parse_location(store.url), threads=4)) as source:
+        found = read_places(scale, source, places, threads=4)
+        assert max(asked.values()) >= 2
+        assert (found.unread, found.status.any()) == ({}, False)
+        np.testing.assert_array_equal(found.labels.reshape(SHAPE), array)
+        store.fault_for = lambda request: Fault(kind)
+        found = read_places(scale, source, places[:1], threads=4)
+    assert found.status.tolist() == [Status.CORRUPT_CHUNK]
+    assert list(found.unread) == [scale.chunk_name((0, 0, 0))]
 
 
 CHUNKS = [

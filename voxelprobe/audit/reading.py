@@ -14,7 +14,7 @@ from voxelprobe.audit.places import AuditableScale, Part, Place, Triple
 from voxelprobe.errors import CorruptDataError
 from voxelprobe.processes import run_isolated, shared_array
 from voxelprobe.records import Status
-from voxelprobe.transport.sources import RetryingSource
+from voxelprobe.transport.sources import ATTEMPTS, RetryingSource
 
 # Chunks held at once, by what they may take.
 _BATCH_BYTES = 256 << 20
@@ -50,6 +50,8 @@ def read_places(
 ) -> AuditedPoints:
     """Return the labels at some places, from the store alone.
 
+    A chunk that can't be read is fetched again some times: it may have been damaged on the way.
+
     Raises
     ------
     AuthorizationError, TransportError
@@ -64,42 +66,41 @@ def read_places(
             of_chunk.setdefault(place.grid, []).append(point)
         else:
             status[point] = place
-    unread: dict[str, str] = {}
-    for grids, fetched in _fetch_batches(scale, source, sorted(of_chunk), threads):
+    unread: dict[Triple, str] = dict.fromkeys(sorted(of_chunk), "")
+    for _ in range(ATTEMPTS):
+        left, unread = list(unread), {}
+        for grids, fetched in _fetch_batches(scale, source, left, threads):
 
-        def read(item: int, grids: list[Triple] = grids, fetched: list[_Fetched] = fetched) -> None:
-            points, parts = of_chunk[grids[item]], fetched[item]
-            if isinstance(parts, CorruptDataError):
-                raise parts
-            chunk = scale.decode(grids[item], parts)
-            if chunk is None:
-                status[points] = Status.MISSING_CHUNK
-                return
-            for point in points:
-                place = places[point]
-                assert isinstance(place, Place)
-                labels[point] = chunk[place.voxel]
+            def read(item: int, grids: list[Triple] = grids, fetched: list[_Fetched] = fetched) -> None:
+                points, parts = of_chunk[grids[item]], fetched[item]
+                if isinstance(parts, CorruptDataError):
+                    raise parts
+                chunk = scale.decode(grids[item], parts)
+                if chunk is not None:
+                    for point in points:
+                        place = places[point]
+                        assert isinstance(place, Place)
+                        labels[point] = chunk[place.voxel]
+                status[points] = Status.MISSING_CHUNK if chunk is None else Status.OK
 
-        for item, message in run_isolated(read, len(grids), what="the reference decoder").items():
-            status[of_chunk[grids[item]]] = Status.CORRUPT_CHUNK
-            unread[scale.chunk_name(grids[item])] = message
-    return AuditedPoints(labels, status, unread, len(of_chunk))
+            for item, message in run_isolated(read, len(grids), what="the reference decoder").items():
+                status[of_chunk[grids[item]]] = Status.CORRUPT_CHUNK
+                unread[grids[item]] = message
+    return AuditedPoints(labels, status, {scale.chunk_name(grid): why for grid, why in unread.items()}, len(of_chunk))
 
 
 def _fetch_batches(
     scale: AuditableScale, source: RetryingSource, grids: Sequence[Triple], threads: int
 ) -> Iterator[tuple[list[Triple], list[_Fetched]]]:
     size = max(1, min(_BATCH_CHUNKS, _BATCH_BYTES // scale.max_bytes))
+    # Anew each time: an index of a shard that was kept may be what was damaged.
     chunks = scale.open_chunks(source)
 
     def fetch(grid: Triple) -> _Fetched:
-        for last in (False, True):
-            try:
-                return chunks(grid)
-            except CorruptDataError as error:
-                if last:
-                    return error
-        raise AssertionError("the second round returns")
+        try:
+            return chunks(grid)
+        except CorruptDataError as error:
+            return error
 
     with ThreadPoolExecutor(max(1, min(threads, len(grids), 16))) as pool:
         for start in range(0, len(grids), size):
