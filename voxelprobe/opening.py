@@ -100,18 +100,24 @@ def open_volume(cloudpath: str, *, mip: int | str = 0) -> Volume:
 def fetch_json(source: RetryingSource, name: str) -> Any:
     """Return a JSON document at a source, parsed, or None if there is none.
 
+    One that isn't JSON is asked for twice more: it may have been cut on its way.
+
     Raises
     ------
     InputError
         If it can't be read.
     """
-    try:
-        payload = source.fetch_stripped(name)
-    except CorruptDataError as error:
-        raise InputError(f"{source.url}/{name} can't be read: {error}") from error
-    if payload is None:
-        return None
-    try:
-        return json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source.url}/{name}: expected JSON, found {payload[:40]!r}") from error
+    for is_last in (False, False, True):
+        try:
+            payload = source.fetch_stripped(name)
+        except CorruptDataError as error:
+            raise InputError(f"{source.url}/{name} can't be read: {error}") from error
+        if payload is None:
+            return None
+        try:
+            return json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            if is_last:
+                raise InputError(f"{source.url}/{name}: expected JSON, found {payload[:40]!r}") from error
+            source.traffic.add(retries=1)
+    raise AssertionError("the last round returns or raises")

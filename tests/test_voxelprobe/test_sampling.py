@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from voxelprobe import CorruptDataError, InputError, UnsupportedError, sample_points
 from voxelprobe.testing.encoders import LABEL_ENCODINGS as ENCODINGS
+from voxelprobe.testing.faults import Fault
+from voxelprobe.testing.http_store import HttpStore
 from voxelprobe.testing.volumes import chunk_name, write_volume
 
 SHAPE, CHUNK, OFFSET = (45, 40, 21), (16, 16, 8), (13, 7, 101)
@@ -230,3 +232,16 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path, oracle: Any) -> None:
     (tmp_path / "seg/info").write_text(info[:-30])
     with pytest.raises(InputError, match="seg/info: expected JSON"):
         sample_points(f"{tmp_path}/seg", OFFSET)
+
+
+def test_an_info_that_is_cut_on_its_way(oracle: Any, tmp_path: Path) -> None:
+    """An info that isn't JSON is asked for again before it is complained of."""
+    oracle.write(tmp_path / "seg")
+    with HttpStore(tmp_path / "seg") as store:
+        store.fail("info", Fault("truncated"), times=2)
+        oracle.check(store.url)
+        store.fail("info", Fault("truncated"), times=None)
+        store.clear()
+        with pytest.raises(InputError, match="/info: expected JSON, found b'"):
+            sample_points(store.url, OFFSET)
+        assert [request.path for request in store.requests] == ["info"] * 3

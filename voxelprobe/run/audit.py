@@ -5,7 +5,6 @@ What it finds stands in files of the run, a part each: it depends on no label, a
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from voxelprobe.audit.reading import AuditedPoints, read_places
 from voxelprobe.audit.volumes import read_any_scale
 from voxelprobe.errors import InputError, UnsupportedError
 from voxelprobe.graphene.table import fetch_table
+from voxelprobe.opening import fetch_json
 from voxelprobe.records import POINT, STATUS, Status, label_columns, write_columns
 from voxelprobe.run.audit_sample import AuditExtent, choose_points, cut_parts, seed_of
 from voxelprobe.run.manifests import Manifest, read_manifest, write_manifest
@@ -133,13 +133,7 @@ class Auditor:
         folder = name.rpartition("/")[0]
         if folder and folder not in {scale.key for scale in run.volume.info.scales}:
             raise InputError(f"{run.volume.url}: expected the scales as when the run began, found one at {folder!r}")
-        content = self.source.fetch_stripped(name)
-        if content is None:
-            return None
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{run.volume.url}/{name}: expected JSON, found {content[:40]!r}") from error
+        return fetch_json(self.source, name)
 
 
 def coordinates_of(run: Run, points: Int64) -> Iterator[list[Any] | None]:
