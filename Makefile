@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-# Many tests wait, for timeouts or for processes: one more at once than a small machine has cores.
-TEST_WORKERS ?= 3
 
 .PHONY: demo demo-graphene test check lint advisories bench clean
 
@@ -35,7 +33,7 @@ demo-graphene: $(VENV)/.demo
 
 ## Run the tests.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 ## Time the pipeline against TensorStore and CloudVolume, in one run. VOXELPROBE_PINKY40 may name a real segmentation.
 bench: $(VENV)/.bench
