@@ -37,7 +37,8 @@ def _keep_first(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def to_arrow(values: npt.NDArray[Any], absent: Bool | None = None) -> Any:
     """Return numbers, shape (n,), as an Arrow array that shares their memory, with nulls where `absent`.
 
-    `pyarrow.array` would load pandas where that is installed, which takes longer than a small table.
+    Booleans are packed. `pyarrow.array` would load pandas where that is installed, which takes longer than a small
+    table.
     """
     import pyarrow as pa
 
@@ -45,11 +46,20 @@ def to_arrow(values: npt.NDArray[Any], absent: Bool | None = None) -> Any:
     valid = None
     if absent is not None and absent.any():
         valid = pa.py_buffer(np.packbits(~absent, bitorder="little").data)
+    if values.dtype == np.bool_:
+        bits = pa.py_buffer(np.packbits(values, bitorder="little").data)
+        return pa.Array.from_buffers(pa.bool_(), len(values), [valid, bits])
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [valid, pa.py_buffer(values.data)])
 
 
 def from_arrow(array: Any) -> npt.NDArray[Any]:
-    """Return an Arrow array of numbers as a view of its memory, anything where null; `to_numpy` would load pandas."""
+    """Return an Arrow array of numbers as a view of its memory, anything where null; `to_numpy` would load pandas.
+
+    Booleans are unpacked.
+    """
+    if str(array.type) == "bool":
+        bits = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+        return np.unpackbits(bits, bitorder="little")[array.offset : array.offset + len(array)].astype(np.bool_)
     # `to_pandas_dtype` needs pandas in pyarrow 17.
     name = str(array.type)
     dtype = np.dtype(_FLOATS.get(name, name))

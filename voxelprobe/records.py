@@ -94,7 +94,7 @@ def write_pieces(path: Path, pieces: Sequence[Mapping[str, npt.NDArray[Any]]], *
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [pa.table({name: _to_arrow(values) for name, values in piece.items()}) for piece in pieces]
+    tables = [pa.table({name: to_arrow(values) for name, values in piece.items()}) for piece in pieces]
     schema = tables[0].schema
     # Nobody but us reads these files: differences are a third of zstd's time and smaller (docs/design/009-merging.md).
     # Neither they nor lz4 would notice a flipped bit, so every page has a checksum.
@@ -174,16 +174,8 @@ def _seal_of(footer: bytes) -> bytes:
     return _SEAL_MAGIC + int(google_crc32c.value(footer)).to_bytes(4, "little")
 
 
-def _to_arrow(values: npt.NDArray[Any]) -> Any:
-    import pyarrow as pa
-
-    return to_arrow(values) if values.dtype != np.bool_ else pa.array(values)
-
-
 def _from_arrow(column: Any) -> npt.NDArray[Any]:
     import pyarrow as pa
 
-    if pa.types.is_boolean(column.type):
-        return np.asarray(column.to_numpy())
     chunks = [from_arrow(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)

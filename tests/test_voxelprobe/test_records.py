@@ -1,7 +1,11 @@
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from voxelprobe.arrays import from_arrow, to_arrow
 from voxelprobe.errors import StaleRunError
 from voxelprobe.records import (
     NOT_SET,
@@ -110,3 +114,12 @@ def test_no_flipped_bit_is_another_number(tmp_path, part):
     outcomes = call_in_children(read, flips)
     assert set(outcomes) <= {"stale", True}
     assert outcomes.count("stale") > 600
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 40), st.integers(0, 40))
+def test_booleans_in_arrow(values: list[bool], start: int, size: int) -> None:
+    """Packed bits are the booleans that they were made of, and as slices of them are read."""
+    array = np.array(values, np.bool_)
+    assert to_arrow(array).equals(pa.array(values, pa.bool_()))
+    assert from_arrow(to_arrow(array).slice(start, size)).tolist() == values[start : start + size]
+    assert to_arrow(array, array).to_pylist() == [None if value else False for value in values]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from voxelprobe.audit.arrays import ArrayScale
-from voxelprobe.audit.multiscales import find_offset
-from voxelprobe.audit.n5 import read_n5
+from collections.abc import Callable
+from typing import Any
+
 from voxelprobe.audit.places import AuditableScale, find_ratios
-from voxelprobe.audit.precomputed import read_scale
-from voxelprobe.audit.zarr_metadata import ReadJson, name_axes, read_zarr
 from voxelprobe.errors import UnsupportedError, VoxelProbeError
 
 
 def read_any_scale(
-    kind: str, read_json: ReadJson, mip: int, coord_resolution: str | None, where: str
+    kind: str, read_json: Callable[[str], Any], mip: int, coord_resolution: str | None, where: str
 ) -> AuditableScale:
     """Return a scale.
 
@@ -37,7 +35,14 @@ def read_any_scale(
         If an `info` has become something else since the run began.
     """
     if kind == "precomputed":
+        from voxelprobe.audit.precomputed import read_scale
+
         return read_scale(read_json("info"), mip, coord_resolution, where)
+    from voxelprobe.audit.arrays import ArrayScale
+    from voxelprobe.audit.multiscales import find_offset
+    from voxelprobe.audit.n5 import read_n5
+    from voxelprobe.audit.zarr_metadata import name_axes, read_zarr
+
     try:
         levels, read_array = read_n5(read_json, mip) if kind == "n5" else read_zarr(kind, read_json)
         level = levels[mip]

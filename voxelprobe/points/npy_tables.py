@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from voxelprobe.arrays import to_arrow
 from voxelprobe.errors import InputError
 
 _PIECE_ROWS = 1 << 18
@@ -44,5 +45,5 @@ class NpySource:
         """Yield the rows, copied out of the map column by column."""
         for start in range(0, self.num_rows, _PIECE_ROWS):
             rows = self._array[start : start + _PIECE_ROWS]
-            arrays = [pa.array(np.ascontiguousarray(rows[:, "xyz".index(name)], dtype=self._dtype)) for name in columns]
+            arrays = [to_arrow(rows[:, "xyz".index(name)].astype(self._dtype)) for name in columns]
             yield pa.RecordBatch.from_arrays(arrays, names=list(columns))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxelprobe.arrays import Bool, UInt64
+from voxelprobe.arrays import Bool, UInt64, to_arrow
 from voxelprobe.errors import InputError
 from voxelprobe.graphene.table import fetch_table
 from voxelprobe.graphene.timestamps import Timestamp, parse_timestamp
@@ -203,18 +203,18 @@ def _write(
                 at_ids = np.searchsorted(ids, supervoxels[due])
                 after[due] = fresh[at_ids]
                 new_states[due] = np.where(resolved[at_ids], Status.OK, Status.NO_ROOT)
-                columns[root_column(prefix)] = pa.array(after, mask=new_states != Status.OK)
+                columns[root_column(prefix)] = to_arrow(after, new_states != Status.OK)
                 columns[status_column(prefix)] = pa.DictionaryArray.from_arrays(
-                    new_states.astype(np.int8), pa.array(STATUS_LABELS)
+                    to_arrow(new_states.astype(np.int8)), pa.array(STATUS_LABELS)
                 )
                 moved = due[(after[due] != before[due]) | (new_states[due] != states[due])]
                 changed += len(moved)
                 words = [prefix or "", old.timestamp.text, at.text]
                 point, was, now = (pa.array([word] * len(moved), pa.string()) for word in words)
                 change_writer.write(pa.RecordBatch.from_arrays(
-                    [pa.array(first + moved), point, pa.array(supervoxels[moved]),
-                     pa.array(before[moved], mask=states[moved] != Status.OK),
-                     pa.array(after[moved], mask=new_states[moved] != Status.OK), was, now], schema=change_schema,
+                    [to_arrow(first + moved), point, to_arrow(supervoxels[moved]),
+                     to_arrow(before[moved], states[moved] != Status.OK),
+                     to_arrow(after[moved], new_states[moved] != Status.OK), was, now], schema=change_schema,
                 ))
             writer.write(pa.RecordBatch.from_arrays(list(columns.values()), schema=schema))
             first += batch.num_rows
