@@ -15,6 +15,7 @@ arrays.
 from luigi.tools.range import RangeDaily  # for `--module pipeline RangeDaily --of RefreshRootsOfDay`
 
 from pipeline.console import set_up_logging
+from pipeline.outcome import count_the_work_of_others
 from pipeline.sample_points import SamplePoints
 from pipeline.settings import apply_defaults
 from tasks.audit import AuditPoints
@@ -29,6 +30,7 @@ STAGES = [PlanChunkGroups, FetchChunks, DecodePoints, ResolveRoots, SampleChunkG
 
 apply_defaults(SamplePoints.__name__, [stage.__name__ for stage in STAGES])
 set_up_logging()
+count_the_work_of_others()
 
 __all__ = [
     "AuditPoints",
