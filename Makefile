@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# One more than the processors of a small machine: many tests wait for timeouts.
+TESTERS ?= 3
 
 .PHONY: demo demo-graphene test check lint advisories bench clean
 
@@ -33,7 +35,7 @@ demo-graphene: $(VENV)/.demo
 
 ## Run the tests.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(TESTERS) --dist worksteal
 
 ## Time the pipeline against TensorStore and CloudVolume, in one run. VOXELPROBE_PINKY40 may name a real segmentation.
 bench: $(VENV)/.bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,13 +16,18 @@ import pytest
 
 # Settings of the person at the keyboard that would change what a test sees.
 _OWN_SETTINGS = ("LUIGI_CONFIG_PATH", "LUIGI_CONFIG_PARSER", "CLOUD_VOLUME_DIR", "CLOUD_FILES_DIR",
-                 "VOXELPROBE_EXECUTION", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+                 "VOXELPROBE_EXECUTION", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY",
+                 # Else each of the hundreds of commands would compile the sources anew.
+                 "PYTHONDONTWRITEBYTECODE")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _without_own_settings() -> None:
     for name in _OWN_SETTINGS:
         os.environ.pop(name, None)
+    # A shell without a terminal starts what runs in the background so, and commands would inherit it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

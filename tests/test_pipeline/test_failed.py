@@ -74,15 +74,17 @@ def check_right(cli: Any, array: Any, voxels: Any) -> None:
 
 
 @pytest.mark.parametrize("audit", ["0", "all"])
-def test_a_corrupt_chunk(audit: str, cli: Any, store: HttpStore, points: Path, array: Any, voxels: Any,
+def test_a_corrupt_chunk(audit: str, cli: Any, other_cli: Any, store: HttpStore, points: Path, array: Any, voxels: Any,
                          tmp_path: Path) -> None:
-    """The points of a corrupt chunk are listed; once mended, that chunk alone is fetched, and the list is empty."""
+    """The points of a corrupt chunk are listed; it alone is asked for again; mended, it leaves no trace."""
     run = {"volume": store.url, "points": points, "point_columns": "pre,post", "coord_resolution": "2,2,20",
            "audit": audit}
     file = tmp_path / "seg" / f"{DAMAGED}.gz"
     sound = file.read_bytes()
+    assert other_cli.run(**run).code == 0
     file.write_bytes(sound[:-20])
-    for _ in range(2):
+    for attempt in range(2):
+        store.clear()
         outcome = cli.run(**run)
         assert outcome.code == 30, outcome.err
         listed = letters(cli)
@@ -91,6 +93,7 @@ def test_a_corrupt_chunk(audit: str, cli: Any, store: HttpStore, points: Path, a
         assert set(listed["chunk"].to_pylist()) == {f"chunk {DAMAGED.split('/')[1]} of {store.url}/4_4_40"}
         assert all("gzip" in message for message in listed["message"].to_pylist())
         assert f"failed   {listed.num_rows} points, listed in {cli.run_folder}/failed.parquet" in outcome.out
+        assert attempt == 0 or {request.path for request in store.requests} == {"info", DAMAGED}
     file.write_bytes(sound)
     store.clear()
     outcome = cli.run(**run)
@@ -101,6 +104,8 @@ def test_a_corrupt_chunk(audit: str, cli: Any, store: HttpStore, points: Path, a
     assert letters(cli).num_rows == 0
     assert "failed" not in outcome.out
     check_right(cli, array, voxels)
+    assert cli.result.read_bytes() == other_cli.result.read_bytes()
+    assert "nothing to do" in cli.run(**run).err
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,14 @@ def data(array: Any, voxels: Any, tmp_path_factory: pytest.TempPathFactory, writ
     return {"volume": folder / "seg", "points": write_points(folder / "p.csv", voxels)}
 
 
+@pytest.fixture(scope="module")
+def finished(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, new_cli: Any) -> Iterator[Any]:
+    """A run that is done, for tests to copy."""
+    with closing(new_cli(tmp_path_factory.mktemp("recovery") / "finished")) as line:
+        assert line.run(**data).code == 0
+        yield line
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -63,9 +74,9 @@ DAMAGES: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_in_the_runs_folder(name: str, damage: Any, cli: Any, data: dict[str, Path]) -> None:
+def test_damage_in_the_runs_folder(name: str, damage: Any, cli: Any, finished: Any, data: dict[str, Path]) -> None:
     """When the table is to be made again, whatever is gone or damaged in the run's folder is made again too."""
-    assert cli.run(**data).code == 0
+    shutil.copytree(finished.workspace, cli.workspace)
     table = cli.result.read_bytes()
     damage(cli.run_folder / name)
     cli.result.unlink()

@@ -147,12 +147,13 @@ def find_place(scale: AuditableScale, point: Sequence[Any] | None) -> Place | St
                             for value in point):
         return Status.INVALID_COORDINATE
     grid, voxel = [], []
-    for axis, value in enumerate(point):
-        inside = _to_voxel(value, scale.ratios[axis]) - scale.voxel_offset[axis]
-        if not 0 <= inside < scale.size[axis]:
+    for value, ratio, begin, size, chunk in zip(point, scale.ratios, scale.voxel_offset, scale.size, scale.chunk_size,
+                                                strict=True):
+        inside = _to_voxel(value, ratio) - begin
+        if not 0 <= inside < size:
             return Status.OUT_OF_BOUNDS
-        grid.append(int(inside) // scale.chunk_size[axis])
-        voxel.append(int(inside) % scale.chunk_size[axis])
+        grid.append(int(inside) // chunk)
+        voxel.append(int(inside) % chunk)
     return Place(triple(grid), triple(voxel))
 
 
