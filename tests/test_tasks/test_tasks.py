@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,3 +143,13 @@ def test_progress_reaches_luigi(parameters: dict[str, Any]) -> None:
     task.set_progress_percentage = lambda percent: messages.append(f"{percent} %")
     task.run()
     assert messages[:2] == ["300 of 600 points", "50 %"]
+
+
+@pytest.mark.parametrize(("own", "threads"), [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2)], ids=["default", "own"])
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir() or len(os.sched_getaffinity(0)) < 2, reason="counts threads")
+def test_numpy_starts_no_threads(own: dict[str, str], threads: int) -> None:
+    """Products of matrices, which are never made, get no threads that turn idly; the user's own setting comes first."""
+    code = "import os, pipeline, numpy; print(len(os.listdir('/proc/self/task')))"
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    found = subprocess.run([sys.executable, "-c", code], env=env | own, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == threads
