@@ -67,3 +67,11 @@ def from_arrow(array: Any) -> npt.NDArray[Any]:
     if not len(array) or buffer is None:
         return np.zeros(0, dtype)
     return np.frombuffer(buffer, dtype, len(array), array.offset * dtype.itemsize)
+
+
+def pick(column: Any, rows: Int64) -> list[Any]:
+    """Return a few of an Arrow column's values, of rows, shape (n,), as Python's own.
+
+    One by one: Arrow's `take` would have all its functions loaded, which takes longer than a thousand values.
+    """
+    return [column[row].as_py() for row in rows.tolist()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from voxelprobe.arrays import Int64, to_arrow
+from voxelprobe.arrays import Int64, pick
 from voxelprobe.audit.places import AuditableScale, Place, find_place
 from voxelprobe.audit.reading import AuditedPoints, read_places
 from voxelprobe.audit.volumes import read_any_scale
@@ -147,7 +147,7 @@ def coordinates_of(run: Run, points: Int64) -> Iterator[list[Any] | None]:
     for batch in run.table.batches(sources) if len(points) else ():
         here = points[slice(*np.searchsorted(points, [row * prefixes, (row + batch.num_rows) * prefixes]))]
         rows, places = np.unique(here // prefixes - row, return_inverse=True)
-        values = {name: batch.column(name).take(to_arrow(rows)).to_pylist() for name in sources} if len(rows) else {}
+        values = {name: pick(batch.column(name), rows) for name in sources}
         for place, prefix in zip(places.tolist(), (here % prefixes).tolist(), strict=True):
             yield _point([values[name][place] for name in run.columns[prefix].sources])
         row += batch.num_rows

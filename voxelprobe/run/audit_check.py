@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxelprobe.arrays import Int64, to_arrow
+from voxelprobe.arrays import Int64, pick
 from voxelprobe.audit.places import Place
 from voxelprobe.errors import AuditError, StaleRunError
 from voxelprobe.points import open_points
@@ -158,11 +158,10 @@ def _rows_of(result: Result, path: Path, points: Int64) -> Iterator[tuple[str, l
     for row, batch in _batches(path, [name for own in names for name in own], points // prefixes):
         here = points[slice(*np.searchsorted(points, [row * prefixes, (row + batch.num_rows) * prefixes]))]
         rows, places = np.unique(here // prefixes - row, return_inverse=True)
-        if len(rows):
-            taken = batch.select(range(batch.num_columns)).take(to_arrow(rows)).to_pydict()
-            for place, prefix in zip(places.tolist(), (here % prefixes).tolist(), strict=True):
-                word, *labels = (taken[name][place] for name in names[prefix])
-                yield str(word), labels
+        taken = {name: pick(batch.column(name), rows) for own in names for name in own}
+        for place, prefix in zip(places.tolist(), (here % prefixes).tolist(), strict=True):
+            word, *labels = (taken[name][place] for name in names[prefix])
+            yield str(word), labels
 
 
 def _batches(path: Path, names: list[str], rows: Int64) -> Iterator[tuple[int, Any]]:
