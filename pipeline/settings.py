@@ -34,7 +34,8 @@ DEFAULTS = {
 # a seventh of the processor time of a small run on two processors.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
-# The data set of luigi.cfg is for these commands when they name nothing themselves.
+# What is for these commands alone, not for a program that imports the package: its own products get their threads, and
+# the data set of luigi.cfg is for who names nothing.
 _COMMANDS = ("luigi", "luigi-deps-tree", "luigi-deps")
 
 
@@ -44,8 +45,9 @@ def apply_defaults(public: str, stages: Iterable[str]) -> None:
     For a bare command that is also the data set that luigi.cfg names. The section of the `public`
     task serves the `stages` too: a part of a run needs no section of its own.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    if _is_command():
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     _apply(DEFAULTS)
     dataset = get_config().get("pipeline", "dataset", "")
     if dataset and Path(dataset).is_file() and _names_no_data():
@@ -57,13 +59,17 @@ def apply_defaults(public: str, stages: Iterable[str]) -> None:
         _apply(dict.fromkeys(stages, options))
 
 
+def _is_command() -> bool:
+    return Path(sys.argv[0]).name in _COMMANDS
+
+
 def _names_no_data() -> bool:
     """Return whether neither the command line nor the user's configuration names a volume or points.
 
     All or nothing: the demo's points, or just its unit, would give plausible labels of another volume.
     """
     config = get_config()
-    if Path(sys.argv[0]).name not in _COMMANDS:
+    if not _is_command():
         return False
     named = any(re.match(r"--(\w+-)?(volume|points)\b", argument) for argument in sys.argv[1:])
     return not named and not any(config.has_option("SamplePoints", name) for name in ("volume", "points"))

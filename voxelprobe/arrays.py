@@ -70,8 +70,10 @@ def from_arrow(array: Any) -> npt.NDArray[Any]:
 
 
 def pick(column: Any, rows: Int64) -> list[Any]:
-    """Return a few of an Arrow column's values, of rows, shape (n,), as Python's own.
+    """Return an Arrow column's values in rows, shape (n,), ascending and each once, as Python's own.
 
-    One by one: Arrow's `take` would have all its functions loaded, which takes longer than a thousand values.
+    A few one by one: Arrow's `take` would have all its functions loaded, which takes longer than a thousand values.
     """
+    if len(rows) == len(column):
+        return list(column.to_pylist())
     return [column[row].as_py() for row in rows.tolist()]

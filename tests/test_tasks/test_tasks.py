@@ -145,11 +145,18 @@ def test_progress_reaches_luigi(parameters: dict[str, Any]) -> None:
     assert messages[:2] == ["300 of 600 points", "50 %"]
 
 
-@pytest.mark.parametrize(("own", "threads"), [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2)], ids=["default", "own"])
+@pytest.mark.parametrize(("program", "own", "threads"), [
+    ("luigi", {}, "1"), ("luigi", {"OPENBLAS_NUM_THREADS": "2"}, "2"), ("analysis.py", {}, None),
+], ids=["command", "the user's own", "another program"])
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir() or len(os.sched_getaffinity(0)) < 2, reason="counts threads")
-def test_numpy_starts_no_threads(own: dict[str, str], threads: int) -> None:
-    """Products of matrices, which are never made, get no threads that turn idly; the user's own setting comes first."""
-    code = "import os, pipeline, numpy; print(len(os.listdir('/proc/self/task')))"
+def test_numpy_starts_no_threads(program: str, own: dict[str, str], threads: str | None) -> None:
+    """A command makes no products of matrices, and starts no threads for them; others' programs and settings stay."""
+    code = f"""
+import os, sys
+sys.argv[0] = {program!r}
+import pipeline, numpy
+print(os.environ.get("OPENBLAS_NUM_THREADS"), len(os.listdir("/proc/self/task")) == 1)
+"""
     env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     found = subprocess.run([sys.executable, "-c", code], env=env | own, capture_output=True, text=True, check=True)
-    assert int(found.stdout) == threads
+    assert found.stdout.split() == [str(threads), str(threads == "1")]
